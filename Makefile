@@ -1,0 +1,40 @@
+# The set-up of a fresh machine with python3, venv, git and make:   make demo   make test
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint e2e bench lock clean
+
+demo: $(VENV)/ready ## generate a project in build/ and check this host
+	@rm -rf build/demo && mkdir -p build/demo
+	@$(BIN)/python -m generator new --output build/demo
+	@$(BIN)/python -m generator doctor || test $$? -eq 1
+
+test: lint ## everything that needs no container engine
+	$(BIN)/python -m pytest --quiet -rs --ignore tests/e2e -m "not container" tests "template/{{cookiecutter.project_slug}}/code/tests"
+
+lint: $(VENV)/ready
+	$(BIN)/ruff check --config pyproject.toml .
+	$(BIN)/ruff format --config pyproject.toml --check .
+	$(BIN)/mypy
+	$(BIN)/mypy --ignore-missing-imports "template/{{cookiecutter.project_slug}}/code/lab"
+	$(BIN)/shellcheck .ci/run template/*/docker/{install-apt,install-torch,lock,trust-host-ca,with-host-ca} template/*/.devcontainer/host-setup
+
+e2e: $(VENV)/ready ## generate, open with the Dev Container CLI, train, export; needs Docker, Compose 2, the CLI
+	$(BIN)/python -m pytest tests/e2e --durations=0 -rs
+
+bench: $(VENV)/ready ## measure; results go to benchmarks/results
+	$(BIN)/python benchmarks/generation.py
+
+lock: ## refresh requirements.lock; needs uv
+	uv pip compile --quiet --universal --python-version 3.10 --fork-strategy requires-python --generate-hashes \
+		--no-annotate --custom-compile-command "make lock" --extra test --extra scaffold pyproject.toml --output-file requirements.lock
+
+$(VENV)/ready: requirements.lock
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements.lock
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build

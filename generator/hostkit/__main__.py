@@ -1,0 +1,212 @@
+"""`python -m hostkit setup | doctor | resolve`: what a project runs on its host."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Iterable, Sequence
+
+from . import doctor, probe, setup
+from .catalogue import BadRequest, Catalogue
+from .resolve import Gpu, Host, Resolution, check_release, resolve
+
+
+def main(arguments: Sequence[str] | None = None, program: str = "hostkit") -> int:
+    """Run one command; the exit status is what it says in its help."""
+    parser = argparse.ArgumentParser(prog=program, description="Look at this host and prepare the project for it.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    add_setup(commands.add_parser("setup", help="write .env and .devcontainer/compose.local.yaml for this host"))
+    add_doctor(commands.add_parser("doctor", help="check this host; exit status 0 fine, 1 a check failed, 2 no answer"))
+    add_resolve(commands.add_parser("resolve", help="name the torch build for a GPU and a driver"))
+    options = parser.parse_args(arguments)
+    try:
+        return int(options.run(options))
+    except BadRequest as error:
+        print(f"{program}: {error}", file=sys.stderr)
+        return 2
+
+
+def home() -> Path:
+    """The project that this copy of hostkit lives in (`<project>/.devcontainer/hostkit`), else the current directory."""
+    folder = Path(__file__).resolve().parents[1]
+    return folder.parent if (folder / "project.json").is_file() else Path()
+
+
+def add_setup(parser: argparse.ArgumentParser) -> None:
+    """Options of `setup`."""
+    parser.add_argument("--project", type=Path, default=home(), help="the project's root (default: this one)")
+    parser.add_argument("--accel", choices=setup.ACCELS, help="gpu, gpu-cdi or cpu instead of what is found")
+    parser.add_argument("--catalog", type=Path, help="another catalog.json")
+    parser.set_defaults(run=lambda options: setup.run(options.project, options.accel, _catalogue(options)))
+
+
+def add_doctor(parser: argparse.ArgumentParser) -> None:
+    """Options of `doctor`."""
+    parser.add_argument("--project", type=Path, default=home(), help="the project's root (default: this one)")
+    parser.add_argument("--torch", default="", help="the release to check for (default: the project's, else auto)")
+    parser.add_argument("--python", default="", help="the Python of the container, e.g. 3.11 (default: the project's)")
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+    parser.add_argument("--catalog", type=Path, help="another catalog.json")
+    parser.set_defaults(run=_doctor)
+
+
+def add_resolve(parser: argparse.ArgumentParser) -> None:
+    """Options of `resolve`."""
+    parser.add_argument(
+        "--driver", help="driver version as nvidia-smi prints it, e.g. 570.86.10 (default: this host's)"
+    )
+    parser.add_argument(
+        "--gpu", action="append", default=[], metavar="NAME,CAPABILITY,MIB",
+        help='e.g. "NVIDIA GeForce RTX 5090,12.0,32607"; capability and memory may be empty; repeat for more',
+    )  # fmt: skip
+    parser.add_argument("--torch", default="auto", help='a release such as 2.8.0, or "auto" (default)')
+    parser.add_argument("--python", default="", help="the Python of the container, e.g. 3.11 (default: any)")
+    parser.add_argument("--os", default="", help="linux or wsl2 (default: linux, or this host's)")
+    parser.add_argument("--machine", default="", help="x86_64 or aarch64 (default: x86_64, or this host's)")
+    parser.add_argument(
+        "--hosts",
+        metavar="FILE|-",
+        help="many hosts, a JSON object a line in and out; exit status 1 when a line was none",
+    )
+    parser.add_argument("--json", action="store_true", help="print the answer as JSON")
+    parser.add_argument("--catalog", type=Path, help="another catalog.json")
+    parser.set_defaults(run=_resolve)
+
+
+def _catalogue(options: argparse.Namespace) -> Catalogue:
+    return Catalogue.read(options.catalog) if options.catalog else Catalogue.read()
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    catalogue = _catalogue(options)
+    pinned = setup.project_settings(options.project)
+    torch, python = options.torch or pinned.torch, options.python or pinned.python
+    check_release(torch, catalogue)
+    facts = probe.probe(options.project)
+    answer = doctor.resolution(facts, catalogue, torch, python)
+    findings = doctor.examine(facts, answer, catalogue, torch, python)
+    print(doctor.as_json(findings) if options.json else doctor.as_text(findings, doctor.colour_wanted(sys.stdout)))
+    return doctor.exit_status(findings)
+
+
+def _resolve(options: argparse.Namespace) -> int:
+    catalogue = _catalogue(options)
+    if options.hosts:
+        if options.driver or options.gpu:
+            raise BadRequest("--hosts goes without --driver and --gpu: each line names its own.")
+        return _fleet(options, catalogue)
+    if bool(options.driver) != bool(options.gpu):
+        raise BadRequest("--driver and --gpu go together: give both, or neither to ask about this host.")
+    if options.driver:
+        gpus = tuple(_gpu(index, text) for index, text in enumerate(options.gpu))
+        host = Host(
+            options.driver, gpus, options.os or "linux", options.machine or "x86_64", options.torch, options.python
+        )
+    else:
+        host = probe.probe(docker=False).host(options.torch, options.python)
+        host = host._replace(os=options.os or host.os, machine=options.machine or host.machine)
+    answer = resolve(host, catalogue)
+    print(json.dumps(answer.as_dict()) if options.json else as_text(answer))
+    return 0 if answer.status == "ok" else 1
+
+
+def _gpu(index: int, text: str) -> Gpu:
+    name, *rest = (part.strip() for part in text.split(","))
+    if not name or len(rest) > 2:
+        raise BadRequest(f'--gpu {text!r} is not NAME,CAPABILITY,MIB: write e.g. "NVIDIA GeForce RTX 4090,8.9,24564".')
+    compute, memory = [*rest, "", ""][:2]
+    if memory and not memory.isdigit():
+        raise BadRequest(f"--gpu {text!r}: the memory {memory!r} is not a number of MiB.")
+    return Gpu(index, name, compute, int(memory) if memory else None)
+
+
+def _fleet(options: argparse.Namespace, catalogue: Catalogue) -> int:
+    if options.hosts == "-":
+        # standard input as it is: bytes that are no UTF-8 spoil one line, not the fleet
+        return answer_lines(io.TextIOWrapper(sys.stdin.buffer, "utf-8", "replace"), catalogue, options)
+    try:
+        with Path(options.hosts).open(encoding="utf-8", errors="replace") as lines:
+            return answer_lines(lines, catalogue, options)
+    except OSError as error:
+        raise BadRequest(f"--hosts {options.hosts} cannot be read: {error.strerror}.") from None
+
+
+def answer_lines(lines: Iterable[str], catalogue: Catalogue, options: argparse.Namespace) -> int:
+    """One answer a line, in order. A line that is no host becomes {"error": "..."}; then the exit status is 1."""
+    bad = False
+    defaults = Host("", (), options.os or "linux", options.machine or "x86_64", options.torch, options.python)
+    for line in lines:
+        if not line.strip():
+            continue
+        try:
+            answer = resolve(_host(json.loads(line), defaults), catalogue).as_dict()
+        except (BadRequest, RecursionError) as error:
+            answer = {"error": str(error)}
+        except ValueError as error:
+            answer = {"error": f"not a JSON object: {error}."}
+        bad = bad or "error" in answer
+        sys.stdout.write(json.dumps(answer) + "\n")
+    return 1 if bad else 0
+
+
+def _host(row: object, defaults: Host) -> Host:
+    if not isinstance(row, dict):
+        raise BadRequest('a host is a JSON object such as {"driver": "570.86.10", "gpus": [{"name": "Tesla T4"}]}.')
+    unknown = sorted(set(row) - {"driver", "gpus", "os", "machine", "torch", "python"})
+    if unknown:
+        raise BadRequest(f"{unknown[0]!r} is no field of a host: use driver, gpus, os, machine, torch, python.")
+    gpus = row.get("gpus", [])
+    if not isinstance(gpus, list):
+        raise BadRequest('gpus is not a list: write [{"name": "Tesla T4", "capability": "7.5", "memory_mib": 15360}].')
+    texts = {name: row.get(name, getattr(defaults, name)) for name in ("driver", "os", "machine", "torch", "python")}
+    for name, value in texts.items():
+        if value is None:
+            texts[name] = getattr(defaults, name)
+        elif not isinstance(value, str):
+            raise BadRequest(f"{name} is {value!r}: write it as a string.")
+    return Host(gpus=tuple(_gpu_of(index, gpu) for index, gpu in enumerate(gpus)), **texts)
+
+
+def _gpu_of(index: int, gpu: object) -> Gpu:
+    if not isinstance(gpu, dict) or not isinstance(gpu.get("name", ""), str):
+        raise BadRequest('a GPU is an object such as {"name": "Tesla T4", "capability": "7.5", "memory_mib": 15360}.')
+    compute, memory = gpu.get("capability"), gpu.get("memory_mib")
+    if compute is None:
+        compute = ""
+    if isinstance(compute, float):
+        compute = str(compute)
+    if not isinstance(compute, str):
+        raise BadRequest(f"capability is {compute!r}: write it as a string such as 8.6.")
+    if memory is not None and (
+        isinstance(memory, bool) or not isinstance(memory, (int, float)) or not 0 <= memory < 1e9
+    ):
+        raise BadRequest(f"memory_mib is {memory!r}: give a number of MiB, or null.")
+    place = gpu.get("index", index)
+    if isinstance(place, bool) or not isinstance(place, int):
+        raise BadRequest(f"index is {place!r}: give a whole number.")
+    return Gpu(place, gpu.get("name", ""), compute, None if memory is None else int(memory))
+
+
+def as_text(answer: Resolution) -> str:
+    """A resolution for a person."""
+    lines = []
+    if answer.build:
+        where = f"from {answer.index_url}" if answer.index_url else "from the default package index"
+        lines.append(f"torch {answer.torch}+{answer.build} with torchvision {answer.torchvision}, {where}")
+        if answer.excluded:
+            lines.append(f"on GPU {', '.join(map(str, answer.devices))} only")
+    else:
+        lines.append("no torch build runs on this host's GPU as asked")
+    lines += [f"  because  {text}" for text in answer.reasons]
+    if answer.build:
+        lines += [f"  without  GPU {one['index']}: {one['reason']}" for one in answer.excluded]
+    lines += [f"  warning  {text}" for text in answer.warnings]
+    lines += [f"  advice   {text}" for text in answer.advice]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

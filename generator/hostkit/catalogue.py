@@ -1,0 +1,270 @@
+"""The compiled catalogue (catalog.json): which wheels exist, which code they hold, which drivers and GPUs run it.
+
+A *set of builds* is an int with one bit per build. Builds are ordered by preference (newest release first, within it
+the default of the package index, then the newest CUDA), so that "the best of these" is the lowest bit set.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any, Iterable, NamedTuple
+
+DEFAULT_PATH = Path(__file__).resolve().parent.parent / "catalog.json"
+
+MACHINES = {"x86_64": "x86_64", "amd64": "x86_64", "x64": "x86_64", "aarch64": "aarch64", "arm64": "aarch64"}
+SYSTEMS = ("linux", "wsl2")
+
+
+class BadRequest(ValueError):
+    """A question that cannot be asked. Its text is one sentence for a person: what is wrong and what mends it."""
+
+
+class Build(NamedTuple):
+    """One wheel of torch, on Linux: `sass` and `ptx` are capabilities (major, minor) that its kernels were made for."""
+
+    torch: str
+    torchvision: str
+    name: str
+    cuda: tuple[int, int] | None
+    sass: tuple[tuple[int, int], ...]
+    ptx: tuple[tuple[int, int], ...]
+    default: bool
+
+
+class Branch(NamedTuple):
+    """The last driver branch of an architecture; `gone_from` is the first branch that no longer knows it."""
+
+    architecture: str
+    last: int
+    gone_from: int
+
+
+def version(text: str) -> tuple[int, ...]:
+    """`"570.86.10"` -> (570, 86, 10). Raises ValueError for anything but numbers and dots."""
+    return tuple(int(part) for part in text.split("."))
+
+
+def driver_version(text: str) -> tuple[int, ...]:
+    """Like `version`; a bare branch number ("580") stands for the newest driver of that branch. Raises BadRequest."""
+    if not re.fullmatch(r"\d{2,4}(\.\d{1,6}){0,3}", text.strip()):
+        raise BadRequest(f"driver {text!r} is not a version: give what nvidia-smi prints, such as 570.86.10.")
+    numbers = version(text.strip())
+    return numbers if len(numbers) > 1 else (*numbers, 10**6)
+
+
+def capability(text: str) -> tuple[int, int] | None:
+    """`"8.6"` -> (8, 6); empty or a placeholder such as [N/A] -> None. Raises BadRequest for other text."""
+    text = text.strip()
+    if not text or text.startswith("[") or text in {"N/A", "ERR!"}:
+        return None
+    if not re.fullmatch(r"\d{1,2}\.\d", text):
+        raise BadRequest(f"compute capability {text!r} is not of the form 8.6: leave it empty to go by the name.")
+    major, minor = version(text)
+    return major, minor
+
+
+def cuda_of(build: str) -> tuple[int, int] | None:
+    """`"cu128"` -> (12, 8), `"cpu"` -> None."""
+    match = re.fullmatch(r"cu(\d{2})(\d)", build)
+    return (int(match[1]), int(match[2])) if match else None
+
+
+class Catalogue:
+    """What catalog.json knows, indexed for questions. Built once, then only read: safe to share between threads."""
+
+    def __init__(self, data: dict[str, Any]) -> None:
+        self.as_of: str = data["as_of"]
+        self.index_base: str = data["index_base"]
+        self.toolkit_safe: str = data["container_toolkit"]["safe"]
+        self.toolkit_advisory: str = data["container_toolkit"]["advisory"]
+        self.releases: dict[str, dict[str, Any]] = {row["torch"]: row for row in reversed(data["releases"])}
+        self.floors: dict[str, dict[int, tuple[str, tuple[int, ...]]]] = {
+            "linux": {row["cuda"]: (row["linux"], version(row["linux"])) for row in data["floors"]},
+            "wsl2": {row["cuda"]: (row["windows"], version(row["windows"])) for row in data["floors"]},
+        }
+        self._packaged = {
+            "linux": {row["toolkit"]: version(row["linux"]) for row in data["toolkits"]},
+            "wsl2": {row["toolkit"]: version(row["windows"]) for row in data["toolkits"] if row["windows"]},
+        }
+        self._branches = [
+            (row["major"], row["minor_below"], Branch(row["architecture"], row["last"], row["gone_from"]))
+            for row in data["branches"]
+        ]
+        self._jetson = {
+            tuple(version(row["capability"])): tuple(version(row["family_code_from"]))
+            if row["family_code_from"]
+            else ()
+            for row in data["jetson"]
+        }
+        self._names = _names(data["gpus"])
+        self.builds: dict[str, list[Build]] = {machine: self._ordered(machine) for machine in ("x86_64", "aarch64")}
+        self._memo: dict[tuple[Any, ...], int] = {}
+
+    @classmethod
+    def read(cls, path: Path = DEFAULT_PATH) -> Catalogue:
+        """The catalogue at `path`. Raises BadRequest when it cannot be read."""
+        try:
+            return cls(json.loads(Path(path).read_text(encoding="utf-8")))
+        except OSError as error:
+            raise BadRequest(f"the catalogue {path} cannot be read ({error.strerror}): restore the file.") from None
+        except (ValueError, KeyError, TypeError):
+            raise BadRequest(f"the catalogue {path} is damaged: restore the file.") from None
+
+    def _ordered(self, machine: str) -> list[Build]:
+        builds = []
+        for torch, release in self.releases.items():
+            rows = [
+                Build(
+                    torch,
+                    release["torchvision"],
+                    name,
+                    cuda_of(name),
+                    tuple(divmod(code, 10) for code in sass),
+                    tuple(divmod(code, 10) for code in ptx),
+                    name == release["default"][machine],
+                )
+                for name, on, sass, ptx in release["builds"]
+                if on == machine
+            ]
+            builds += sorted(rows, key=lambda build: (build.default, build.cuda or (0, 0)), reverse=True)
+        return builds
+
+    def index(self, build: Build) -> str | None:
+        """Where the wheel is installed from: None for the default package index, else the PyTorch index's URL."""
+        return None if build.default else f"{self.index_base}/{build.name}"
+
+    def cpu_build(self, torch: str, machine: str) -> Build:
+        """The CPU build of a release; every release has one on both machines."""
+        return next(build for build in self.builds[machine] if build.torch == torch and build.name == "cpu")
+
+    def pythons(self, torch: str, machine: str) -> list[str]:
+        """Python versions that a release has wheels for, oldest first."""
+        return list(self.releases[torch]["python"][machine])
+
+    def newest(self, machine: str, python: str = "") -> str | None:
+        """The newest release with wheels for this Python, or for any when `python` is empty."""
+        return next((torch for torch in self.releases if not python or python in self.pythons(torch, machine)), None)
+
+    def branch(self, compute: tuple[int, int]) -> Branch | None:
+        """The last driver branch for GPUs of this capability, None while they are still supported."""
+        for major, minor_below, branch in self._branches:
+            if compute[0] == major and (minor_below is None or compute[1] < minor_below):
+                return branch
+        return None
+
+    def by_name(self, name: str) -> tuple[tuple[int, int], int] | None:
+        """(capability, nominal MiB) of a GPU by its nvidia-smi name, longest known name first; None when unknown."""
+        wanted = _plain(name)
+        for known, compute, memory_mib in self._names:
+            if wanted.startswith(known) and (len(wanted) == len(known) or wanted[len(known)] in " -"):
+                return compute, memory_mib
+        return None
+
+    def compute(self, printed: str, name: str) -> tuple[int, int] | None:
+        """The capability as nvidia-smi prints it, else by name; None when neither tells. Raises BadRequest."""
+        found = capability(printed)
+        if found is None:
+            named = self.by_name(name)
+            found = named[0] if named else None
+        return found
+
+    # Sets of builds
+
+    def _memoised(self, key: tuple[Any, ...], machine: str, test: Any) -> int:
+        if key not in self._memo:
+            if len(self._memo) > 50_000:  # a fleet of invented drivers must not eat the memory
+                self._memo.clear()
+            self._memo[key] = sum(1 << bit for bit, build in enumerate(self.builds[machine]) if test(build))
+        return self._memo[key]
+
+    def of_release(self, machine: str, torch: str) -> int:
+        """CUDA builds of one release, or of every release for "auto"."""
+        return self._memoised(
+            ("release", machine, torch), machine, lambda build: build.cuda and torch in {build.torch, "auto"}
+        )
+
+    def for_python(self, machine: str, python: str) -> int:
+        """Builds with wheels for this Python; every build when `python` is empty."""
+        return self._memoised(
+            ("python", machine, python),
+            machine,
+            lambda build: not python or python in self.releases[build.torch]["python"][machine],
+        )
+
+    def for_driver(self, machine: str, system: str, driver: tuple[int, ...]) -> int:
+        """CUDA builds whose CUDA major this driver serves (minor-version compatibility)."""
+        floors = self.floors[system]
+        return self._memoised(
+            ("driver", machine, system, driver),
+            machine,
+            lambda build: build.cuda and driver >= floors[build.cuda[0]][1],
+        )
+
+    def with_sass(self, machine: str, compute: tuple[int, int]) -> int:
+        """Builds with machine code for this capability: same major, equal or lower minor (binary compatibility)."""
+        return self._memoised(
+            ("sass", machine, compute),
+            machine,
+            lambda build: any(self._executes(build, sm, compute) for sm in build.sass),
+        )
+
+    def _executes(self, build: Build, sm: tuple[int, int], compute: tuple[int, int]) -> bool:
+        if sm[0] != compute[0] or sm[1] > compute[1]:
+            return False
+        family_code_from = self._jetson.get(compute)
+        if sm == compute or family_code_from is None:
+            return True
+        return bool(family_code_from) and build.cuda is not None and build.cuda >= family_code_from
+
+    def with_ptx(self, machine: str, system: str, compute: tuple[int, int], driver: tuple[int, ...]) -> int:
+        """Builds with PTX of a lower or equal capability that this driver is new enough to compile."""
+        packaged = self._packaged[system]
+
+        def compiles(build: Build) -> bool:
+            if build.cuda is None or not any(ptx <= compute for ptx in build.ptx):
+                return False
+            needed = packaged.get("{}.{}".format(*build.cuda))
+            return needed is not None and driver >= needed
+
+        return self._memoised(("ptx", machine, system, compute, driver), machine, compiles)
+
+    def runs(self, build: Build, machine: str, system: str, driver: str, gpus: Iterable[tuple[str, str]]) -> bool:
+        """Whether a build runs on all GPUs, each (printed capability, name): the rule of `resolve` for one."""
+        number = driver_version(driver)
+        bit = self.for_driver(machine, system, number) & (1 << self.builds[machine].index(build))
+        for printed, name in gpus:
+            compute = self.compute(printed, name)
+            branch = self.branch(compute) if compute else None
+            if compute is None or (branch and number[0] >= branch.gone_from):
+                return False
+            bit &= self.with_sass(machine, compute) | self.with_ptx(machine, system, compute, number)
+        return bool(bit)
+
+    def best(self, machine: str, builds: int) -> Build:
+        """The preferred build of a set that is not empty."""
+        return self.builds[machine][(builds & -builds).bit_length() - 1]
+
+    def members(self, machine: str, builds: int) -> list[Build]:
+        """The builds of a set, in order of preference."""
+        return [build for bit, build in enumerate(self.builds[machine]) if builds >> bit & 1]
+
+
+def _plain(name: str) -> str:
+    """A name as it is compared: one case, single blanks, without the "NVIDIA" that newer drivers put in front."""
+    words = name.lower().split()
+    return " ".join(words[1:] if words[:1] == ["nvidia"] else words)
+
+
+def _names(rows: list[list[Any]]) -> list[tuple[str, tuple[int, int], int]]:
+    """Known names, longest first, each also without form factor and size ("Tesla V100" for "Tesla V100-SXM2-16GB")."""
+    names: dict[str, tuple[tuple[int, int], int]] = {}
+    exact = []
+    for name, compute, memory_gib in rows:
+        major, minor = version(compute)
+        entry = ((major, minor), memory_gib * 1024)
+        exact.append((_plain(name), entry))
+        names.setdefault(re.sub(r"([- ](pcie|sxm\d*|\d+gb?)\b).*", "", _plain(name)), entry)
+    names.update(exact)
+    return [(name, *names[name]) for name in sorted(names, key=len, reverse=True)]

@@ -1,0 +1,499 @@
+"""Facts about this machine: GPUs, driver, engine, disk. Looks, never decides, never writes, never waits past its limit.
+
+Programs are found through PATH, files below $HOST_ROOT (default /): that is how a test describes a host.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any, Callable, NamedTuple
+
+from .catalogue import MACHINES
+from .resolve import Gpu, Host
+
+LIMIT = 10.0  # seconds a program may take; a healthy nvidia-smi without persistence mode needs up to about 4
+
+QUERY = ("index", "name", "uuid", "driver_version", "memory.total", "compute_cap")  # compute_cap last: R470 lacks it
+
+
+class Answer(NamedTuple):
+    """What a program said. `state` is ok, failed, missing or hangs."""
+
+    state: str
+    code: int | None = None
+    out: str = ""
+    err: str = ""
+
+    @property
+    def text(self) -> str:
+        """Everything printed; nvidia-smi and docker are not consistent about which stream carries the reason."""
+        return f"{self.out}\n{self.err}".strip()
+
+
+class Smi(NamedTuple):
+    """What nvidia-smi says.
+
+    `state`: ok, missing, hangs, no-driver, mismatch, no-devices, lost, blocked, permission, failed.
+    """
+
+    state: str
+    message: str = ""
+    driver: str = ""
+    gpus: tuple[Gpu, ...] = ()
+
+
+class Docker(NamedTuple):
+    """What the engine says.
+
+    `state`: ok, missing, hangs, down, permission, failed, skipped. `kind`: docker, desktop, podman.
+    """
+
+    state: str
+    message: str = ""
+    kind: str = "docker"
+    version: str = ""
+    rootless: bool = False
+    runtimes: tuple[str, ...] = ()
+    cdi: bool = False
+    cdi_directories: tuple[str, ...] = ()
+    root: str = ""
+
+
+class Distribution(NamedTuple):
+    """From os-release: `id` and `like` name the family, `name` is for people."""
+
+    id: str = ""
+    like: tuple[str, ...] = ()
+    version: str = ""
+    name: str = ""
+
+
+class Facts(NamedTuple):
+    """Everything known about this machine. Sizes in bytes; None where it could not be read."""
+
+    system: str  # linux, wsl2, macos, windows
+    machine: str  # x86_64, aarch64 or what the kernel says
+    distribution: Distribution
+    uid: int | None
+    gid: int | None
+    user: str
+    smi: Smi
+    module: str  # driver version of the loaded kernel module
+    pci: tuple[str, ...]  # NVIDIA display devices on the PCI bus
+    wsl_driver: bool  # /dev/dxg and the Windows driver's libraries are there
+    docker: Docker
+    compose: str  # version, "" when there is none
+    toolkit: str  # version of the NVIDIA Container Toolkit, "unknown" when it does not say, "" when absent
+    hook: bool  # nvidia-container-runtime-hook is there
+    cdi: tuple[str, ...]  # CDI specifications that name NVIDIA devices
+    project_free: int | None
+    docker_free: int | None
+    certificates: int  # files in the places for a site's own CA certificates
+    proxy: str
+    seconds: float
+
+    @property
+    def gpus(self) -> tuple[Gpu, ...]:
+        """The GPUs the driver lists."""
+        return self.smi.gpus
+
+    @property
+    def driver(self) -> str:
+        """The driver's version, "" when there is none."""
+        return self.smi.driver or self.module
+
+    def host(self, torch: str = "auto", python: str = "") -> Host:
+        """The question for `resolve`. A Windows host runs its containers under WSL2, a Mac has no NVIDIA driver."""
+        system = "wsl2" if self.system in {"wsl2", "windows"} else "linux"
+        return Host(self.driver, self.smi.gpus, system, self.machine, torch, python)
+
+
+def host_path(path: str) -> Path:
+    """`path` below $HOST_ROOT."""
+    return Path(os.environ.get("HOST_ROOT") or "/") / path.lstrip("/")
+
+
+def ask(command: list[str], limit: float = LIMIT) -> Answer:
+    """Run a program that only reads. Never raises; past `limit` seconds it "hangs" and is killed with its children."""
+    environment = {**os.environ, "LC_ALL": "C"}
+    try:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            env=environment, start_new_session=os.name == "posix",
+        )  # fmt: skip
+    except (FileNotFoundError, NotADirectoryError):
+        return Answer("missing")
+    except OSError as error:
+        return Answer("failed", None, "", f"{command[0]} cannot be run: {error.strerror}")
+    try:
+        out, err = process.communicate(timeout=limit)
+    except subprocess.TimeoutExpired:
+        _kill(process)
+        return Answer("hangs")
+    text = [stream.decode("utf-8", "replace") for stream in (out, err)]
+    return Answer("ok" if process.returncode == 0 else "failed", process.returncode, text[0], text[1])
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """Kill the whole group and do not wait long: a process stuck in the driver survives even SIGKILL."""
+    try:
+        if os.name == "posix":
+            os.killpg(process.pid, signal.SIGKILL)
+        else:
+            process.kill()
+        process.communicate(timeout=0.2)
+    except (OSError, subprocess.TimeoutExpired):
+        pass
+
+
+def probe(project: Path | None = None, limit: float = LIMIT, docker: bool = True) -> Facts:
+    """Look at everything at once. Takes about as long as the slowest program, at most a little over `limit` seconds.
+
+    `docker=False` leaves out the engine (state "skipped"), which is what a hook does that must not wait for it.
+    """
+    started = time.monotonic()
+    system = _system()
+    found: dict[str, object] = {}
+
+    def start(name: str, look: Callable[[], object]) -> threading.Thread:
+        # daemon: a look that never comes back (a dead network disk) must not keep the interpreter alive
+        thread = threading.Thread(target=lambda: found.__setitem__(name, look()), daemon=True)
+        thread.start()
+        return thread
+
+    looks: dict[str, Callable[[], object]] = {
+        "smi": lambda: _smi(limit),
+        "project": lambda: _free(project or Path()),
+        "docker": lambda: _docker(limit),
+        "compose": lambda: _compose(limit),
+        "toolkit": lambda: _toolkit(limit),
+    }
+    if not docker:
+        for name in ("docker", "compose", "toolkit"):
+            del looks[name]
+    threads = [start(name, look) for name, look in looks.items()]
+    distribution, pci, certificates = _distribution(), _pci(), len(certificate_files())
+    deadline = started + limit + 0.5
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+
+    smi = found.get("smi", Smi("hangs"))
+    engine = found.get("docker", Docker("hangs" if docker else "skipped"))
+    compose, toolkit, project_free = found.get("compose", ""), found.get("toolkit", ""), found.get("project")
+    docker_free = found.get("root")
+    assert isinstance(smi, Smi)
+    assert isinstance(engine, Docker)
+    if engine.root and engine.kind != "desktop":
+        start("root", lambda: _free(host_path(engine.root))).join(1.0)
+        docker_free = found.get("root")
+    return Facts(
+        system=system,
+        machine=_machine(),
+        distribution=distribution,
+        uid=os.getuid() if hasattr(os, "getuid") else None,
+        gid=os.getgid() if hasattr(os, "getgid") else None,
+        user=_user(),
+        smi=smi,
+        module=_module(),
+        pci=pci,
+        wsl_driver=host_path("/dev/dxg").exists() and host_path("/usr/lib/wsl/lib/libcuda.so.1").exists(),
+        docker=engine,
+        compose=str(compose),
+        toolkit=str(toolkit),
+        hook=shutil.which("nvidia-container-runtime-hook") is not None,
+        cdi=_cdi_specs(engine.cdi_directories),
+        project_free=project_free if isinstance(project_free, int) else None,
+        docker_free=docker_free if isinstance(docker_free, int) else None,
+        certificates=certificates,
+        proxy=next((os.environ[name] for name in ("HTTPS_PROXY", "https_proxy") if os.environ.get(name)), ""),
+        seconds=round(time.monotonic() - started, 3),
+    )
+
+
+# The machine
+
+
+def _read(path: str, limit: int = 1 << 20) -> str:
+    try:
+        with host_path(path).open("rb") as file:
+            return file.read(limit).decode("utf-8", "replace")
+    except OSError:
+        return ""
+
+
+def _system() -> str:
+    platform = str(sys.platform)
+    if platform == "darwin":
+        return "macos"
+    if platform in {"win32", "cygwin", "msys"}:
+        return "windows"
+    return "wsl2" if "microsoft" in _read("/proc/version").lower() else "linux"
+
+
+def _machine() -> str:
+    name = os.uname().machine if hasattr(os, "uname") else os.environ.get("PROCESSOR_ARCHITECTURE", "")
+    return MACHINES.get(name.lower(), name)
+
+
+def _user() -> str:
+    for name in ("USER", "LOGNAME", "USERNAME"):
+        if os.environ.get(name):
+            return os.environ[name]
+    with contextlib.suppress(ImportError, KeyError, AttributeError):  # Windows has no pwd, containers lack entries
+        import pwd  # noqa: PLC0415
+
+        return pwd.getpwuid(os.getuid()).pw_name
+    return ""
+
+
+def _distribution() -> Distribution:
+    text = _read("/etc/os-release") or _read("/usr/lib/os-release")
+    fields = {}
+    for line in text.splitlines():
+        name, equals, value = line.strip().partition("=")
+        if equals and not name.startswith("#"):
+            fields[name] = value.strip().strip("\"'")
+    return Distribution(
+        fields.get("ID", "").lower(),
+        tuple(fields.get("ID_LIKE", "").lower().split()),
+        fields.get("VERSION_ID", ""),
+        fields.get("PRETTY_NAME", ""),
+    )
+
+
+def _free(path: Path) -> int | None:
+    """Free bytes for this user on the file system of `path`; None when that cannot be read."""
+    try:
+        return shutil.disk_usage(path).free
+    except OSError:
+        return None
+
+
+CERTIFICATE_SUFFIXES = {".crt", ".pem", ".cer"}
+CERTIFICATE_PLACES = (
+    ("/usr/local/share/ca-certificates", "**/*.crt"),
+    ("/etc/pki/ca-trust/source/anchors", "*"),
+    ("/etc/pki/trust/anchors", "*"),
+    ("/usr/share/pki/trust/anchors", "*"),
+    ("/etc/ca-certificates/trust-source/anchors", "*"),
+)
+
+
+def certificate_files() -> list[Path]:
+    """Files in the places where distributions look for CA certificates that a site adds, in a stable order."""
+    files = []
+    for place, pattern in CERTIFICATE_PLACES:
+        try:
+            files += sorted(path for path in host_path(place).glob(pattern) if path.is_file())
+        except OSError:
+            continue
+    return files
+
+
+# The GPU
+
+
+def _smi(limit: float) -> Smi:
+    program = shutil.which("nvidia-smi")
+    if program is None:  # WSL2 keeps it off the PATH of some shells
+        path = host_path("/usr/lib/wsl/lib/nvidia-smi")
+        program = str(path) if path.is_file() else None
+    if program is None:
+        return Smi("missing")
+    until = time.monotonic() + limit
+    fields: tuple[str, ...] = QUERY
+    answer = _query(program, fields, limit)
+    if "not a valid field" in answer.text:  # R470 and older refuse the whole query, on stdout
+        fields = QUERY[:-1]
+        answer = _query(program, fields, max(0.1, until - time.monotonic()))
+    rows, rest = _rows(answer.out, len(fields))
+    message = " ".join(f"{rest}\n{answer.err}".split())
+    gpus = tuple(
+        Gpu(int(row[0]), row[1], _number(row[5]) if len(row) > 5 else "", _mib(row[4]), _known(row[2])) for row in rows
+    )
+    if gpus:  # rows count even when the exit status is not 0: a corrupt infoROM is one, and the GPU works
+        return Smi("ok", message, _number(rows[0][3]), gpus)
+    return Smi(_smi_state(answer), message)
+
+
+def _query(program: str, fields: tuple[str, ...], limit: float) -> Answer:
+    return ask([program, f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"], limit)
+
+
+def _rows(text: str, count: int) -> tuple[list[list[str]], str]:
+    """The CSV rows, and the lines that are none."""
+    rows, rest = [], []
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in line.split(",")]
+        if len(cells) == count and cells[0].isdigit():
+            rows.append(cells)
+        else:
+            rest.append(line)
+    return rows, "\n".join(rest)
+
+
+def _known(cell: str) -> str:
+    """A cell, or "" for a placeholder such as [N/A], [Not Supported] or ERR!."""
+    return "" if cell.startswith("[") or cell in {"N/A", "ERR!"} else cell
+
+
+def _number(cell: str) -> str:
+    """A version or a capability; "" when the cell holds anything else."""
+    match = re.match(r"\d+(\.\d+)+", cell)
+    return match[0] if match else ""
+
+
+def _mib(cell: str) -> int | None:
+    match = re.match(r"\d+", cell)
+    return int(match[0]) if match else None
+
+
+_SMI_TEXTS = (
+    ("version mismatch", "mismatch"),
+    ("blocked by the operating system", "blocked"),
+    ("couldn't communicate", "no-driver"),
+    ("no devices were found", "no-devices"),
+    ("gpu is lost", "lost"),
+    ("fallen off the bus", "lost"),
+    ("insufficient permissions", "permission"),
+)
+_SMI_CODES = {4: "permission", 6: "no-devices", 9: "no-driver", 15: "lost", 18: "mismatch"}  # manual of nvidia-smi
+
+
+def _smi_state(answer: Answer) -> str:
+    if answer.state in {"missing", "hangs"}:
+        return answer.state
+    text = answer.text.lower()
+    for part, state in _SMI_TEXTS:
+        if part in text:
+            return state
+    if answer.code == 0:
+        return "no-devices"
+    return _SMI_CODES.get(answer.code or 0, "failed")
+
+
+def _module() -> str:
+    match = re.search(r"Kernel Module.*?\s(\d+\.\d+(?:\.\d+)?)\s", _read("/proc/driver/nvidia/version") + " ")
+    return match[1] if match else ""
+
+
+def _pci() -> tuple[str, ...]:
+    """Addresses of display controllers (class 03) made by NVIDIA, driver or not."""
+    found = []
+    try:
+        devices = sorted(host_path("/sys/bus/pci/devices").iterdir())
+    except OSError:
+        return ()
+    for device in devices:
+        try:
+            vendor = (device / "vendor").read_text().strip()
+            kind = (device / "class").read_text().strip()
+        except (OSError, UnicodeDecodeError):
+            continue
+        if vendor == "0x10de" and kind.startswith("0x03"):
+            found.append(device.name)
+    return tuple(found)
+
+
+# The engine
+
+
+def _docker(limit: float) -> Docker:
+    answer = ask(["docker", "info", "--format", "{{json .}}"], limit)
+    if answer.state in {"missing", "hangs"}:
+        return Docker(answer.state)
+    info = _json_object(answer.out)
+    if "host" in info and "store" in info:
+        return _podman(info)
+    errors = " ".join(map(str, info.get("ServerErrors") or []))
+    message = " ".join(f"{errors} {answer.err}".split())
+    if not info.get("ServerVersion"):
+        return Docker(_docker_state(message), message or " ".join(answer.out.split())[:300])
+    security = [str(option) for option in info.get("SecurityOptions") or []]
+    desktop = "docker desktop" in str(info.get("OperatingSystem", "")).lower()
+    devices = [str(device.get("ID", "")) for device in info.get("DiscoveredDevices") or [] if isinstance(device, dict)]
+    return Docker(
+        "ok",
+        message,
+        "desktop" if desktop else "docker",
+        str(info["ServerVersion"]),
+        any("rootless" in option for option in security),
+        tuple(sorted(info.get("Runtimes") or {})),
+        any("nvidia.com/gpu" in device for device in devices),
+        tuple(str(path) for path in info.get("CDISpecDirs") or []),
+        str(info.get("DockerRootDir") or ""),
+    )
+
+
+def _podman(info: dict[str, Any]) -> Docker:
+    """Podman behind a `docker` command: no runtimes to register, GPUs come by CDI."""
+    host, store, version = (info.get(name) for name in ("host", "store", "version"))
+    assert isinstance(host, dict)
+    security = host.get("security")
+    return Docker(
+        "ok",
+        kind="podman",
+        version=str(version.get("Version", "")) if isinstance(version, dict) else "",
+        rootless=bool(isinstance(security, dict) and security.get("rootless")),
+        root=str(store.get("graphRoot", "")) if isinstance(store, dict) else "",
+    )
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _docker_state(message: str) -> str:
+    text = message.lower()
+    if "permission denied" in text:
+        return "permission"
+    if any(part in text for part in ("cannot connect", "failed to connect", "daemon running", "error during connect")):
+        return "down"
+    return "failed"
+
+
+def _compose(limit: float) -> str:
+    for command in (["docker", "compose", "version", "--short"], ["docker-compose", "version", "--short"]):
+        answer = ask(command, limit)
+        match = re.search(r"v?(\d+\.\d+\S*)", answer.out) if answer.state == "ok" else None
+        if match:
+            return match[1]
+    return ""
+
+
+def _toolkit(limit: float) -> str:
+    answer = ask(["nvidia-ctk", "--version"], limit)
+    if answer.state == "missing":
+        return ""
+    match = re.search(r"version (\d+\.\d+\.\d+)", answer.out)
+    return match[1] if match else "unknown"
+
+
+def _cdi_specs(also: tuple[str, ...]) -> tuple[str, ...]:
+    """CDI specifications for NVIDIA devices, in the two places that engines read by default and those of this one."""
+    found = []
+    for place in dict.fromkeys(("/etc/cdi", "/var/run/cdi", *also)):
+        try:
+            files = sorted(host_path(place).iterdir())
+        except OSError:
+            continue
+        for file in files:
+            path = f"{place}/{file.name}"
+            if file.suffix in {".yaml", ".yml", ".json"} and "nvidia.com/gpu" in _read(path):
+                found.append(path)
+    return tuple(found)

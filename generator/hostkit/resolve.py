@@ -1,0 +1,396 @@
+"""Facts about a host and the catalogue -> the torch build that runs on it, with reasons. Pure: looks at nothing itself.
+
+A build runs on a GPU when the driver serves its CUDA major (minor-version compatibility), when the driver still knows
+the GPU's architecture, and when the build holds machine code of the GPU's major capability with an equal or lower minor
+one (binary compatibility); as a last resort PTX, if the driver is at least as new as the build's toolkit.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Iterable, NamedTuple, TypeVar
+
+from .catalogue import MACHINES, SYSTEMS, BadRequest, Branch, Build, Catalogue, capability, driver_version
+
+_T = TypeVar("_T")
+
+
+class Gpu(NamedTuple):
+    """One GPU as the driver describes it. Where `capability` is "" or `memory_mib` None, the name must tell."""
+
+    number: int  # as nvidia-smi counts, by PCI address
+    name: str
+    capability: str = ""
+    memory_mib: int | None = None
+    uuid: str = ""
+
+
+class Host(NamedTuple):
+    """What is asked: a driver, its GPUs, and what torch must fit. `os` is linux or wsl2, `python` "" means any."""
+
+    driver: str
+    gpus: tuple[Gpu, ...]
+    os: str = "linux"
+    machine: str = "x86_64"
+    torch: str = "auto"
+    python: str = ""
+
+
+class Resolution(NamedTuple):
+    """The answer; `devices` are the numbers of the GPUs served, `index_url` None is the default index."""
+
+    status: str
+    torch: str | None
+    torchvision: str | None
+    build: str | None
+    index_url: str | None
+    devices: list[int]
+    excluded: list[dict[str, object]]
+    reasons: list[str]
+    warnings: list[str]
+    advice: list[str]
+
+    def as_dict(self) -> dict[str, object]:
+        """What is printed as JSON."""
+        return {"index" if name == "index_url" else name: value for name, value in self._asdict().items()}
+
+
+class _Asked(NamedTuple):
+    """The question in the form in which it is answered."""
+
+    host: Host
+    driver: tuple[int, ...]
+    catalogue: Catalogue
+
+
+class _Card(NamedTuple):
+    """A GPU with what the catalogue adds. `code`, `sass` and `ptx` are sets of builds.
+
+    `code` holds machine code for it; `sass` and `ptx` are what this driver lets it run, by machine code and from PTX.
+    """
+
+    gpu: Gpu
+    compute: tuple[int, int] | None
+    memory_mib: int
+    branch: Branch | None
+    gone: bool
+    code: int
+    sass: int
+    ptx: int
+
+    @property
+    def title(self) -> str:
+        return f"{self.gpu.name} ({self.compute[0]}.{self.compute[1]})" if self.compute else self.gpu.name
+
+
+def resolve(host: Host, catalogue: Catalogue) -> Resolution:
+    """The torch build for `host`. Raises BadRequest for a question that cannot be asked; no GPU is "impossible"."""
+    host = _checked(host, catalogue)
+    if not host.gpus:
+        return _impossible(["there is no NVIDIA GPU."], [], [_cpu_advice(host, catalogue)])
+    driver = driver_version(host.driver)
+    asked = _Asked(host, driver, catalogue)
+    cards = [_card(gpu, asked) for gpu in host.gpus]
+    offered = catalogue.of_release(host.machine, host.torch) & catalogue.for_python(host.machine, host.python)
+    usable = offered & catalogue.for_driver(host.machine, host.os, driver)
+    chosen = _for_all(usable, cards)
+    if chosen:
+        return _served(catalogue.best(host.machine, chosen), cards, cards, asked)
+    build, served = _most_memory(usable, cards, host, catalogue)
+    if build:
+        return _served(build, served, cards, asked)
+    whys = [_obstacle(card, offered, usable, asked).text for card in cards]
+    reasons = _unique(whys)
+    excluded = [{"index": card.gpu.number, "reason": why} for card, why in zip(cards, whys)]  # noqa: B905 (Python 3.8)
+    advice = [*_changes(cards, asked), *_end_of_road(cards, host, catalogue)]
+    return _impossible(reasons, excluded, [*advice, _cpu_advice(host, catalogue)])
+
+
+def _checked(host: Host, catalogue: Catalogue) -> Host:
+    machine = MACHINES.get(host.machine.lower())
+    if machine is None:
+        raise BadRequest(f"machine {host.machine!r} has no torch wheels for Linux containers: use x86_64 or aarch64.")
+    if host.os not in SYSTEMS:
+        raise BadRequest(f"os {host.os!r} is neither linux nor wsl2: use one of them.")
+    if host.python and not re.fullmatch(r"3\.\d{1,2}t?", host.python):
+        raise BadRequest(f"Python {host.python!r} is not of the form 3.11: give major and minor.")
+    check_release(host.torch, catalogue)
+    return host._replace(machine=machine)
+
+
+def check_release(torch: str, catalogue: Catalogue) -> None:
+    """Raise BadRequest when `torch` is neither "auto" nor a release of the catalogue."""
+    if torch == "auto" or torch in catalogue.releases:
+        return
+    import difflib  # noqa: PLC0415 - slow to import, and only needed for a wrong name
+
+    near = [known for known in catalogue.releases if known.startswith(f"{torch}.")][:1]
+    near = near or difflib.get_close_matches(torch, catalogue.releases, n=1) or ["auto"]
+    raise BadRequest(f"torch {torch!r} is not in the catalogue of {catalogue.as_of}: did you mean {near[0]}?")
+
+
+def _card(gpu: Gpu, asked: _Asked) -> _Card:
+    host, driver, catalogue = asked
+    compute = capability(gpu.capability)
+    named = catalogue.by_name(gpu.name) if compute is None or gpu.memory_mib is None else None
+    memory = gpu.memory_mib if gpu.memory_mib is not None else named[1] if named else 0
+    compute = compute or (named[0] if named else None)
+    if compute is None:
+        return _Card(gpu, None, memory, None, False, 0, 0, 0)
+    branch = catalogue.branch(compute)
+    gone = branch is not None and driver[0] >= branch.gone_from
+    code = catalogue.with_sass(host.machine, compute)
+    ptx = catalogue.with_ptx(host.machine, host.os, compute, driver)
+    return _Card(gpu, compute, memory, branch, gone, code, 0 if gone else code, 0 if gone else ptx)
+
+
+def _for_all(builds: int, cards: list[_Card]) -> int:
+    """Those that run on every card: by machine code, else (the last resort) with PTX."""
+    by_sass = by_any = builds
+    for card in cards:
+        by_sass &= card.sass
+        by_any &= card.sass | card.ptx
+    return by_sass or by_any
+
+
+def _most_memory(builds: int, cards: list[_Card], host: Host, catalogue: Catalogue) -> tuple[Build | None, list[_Card]]:
+    """The build that serves the most GPU memory, then the most cards, then the preferred one."""
+    best: tuple[int, int, int] = (0, 0, 0)
+    found: Build | None = None
+    served: list[_Card] = []
+    for bit, build in enumerate(catalogue.builds[host.machine]):
+        if not builds >> bit & 1:
+            continue
+        runs = [card for card in cards if (card.sass | card.ptx) >> bit & 1]
+        score = (sum(card.memory_mib for card in runs), len(runs), sum(card.sass >> bit & 1 for card in runs))
+        if runs and score > best:
+            best, found, served = score, build, runs
+    return found, served
+
+
+def _served(build: Build, served: list[_Card], cards: list[_Card], asked: _Asked) -> Resolution:
+    host, catalogue = asked.host, asked.catalogue
+    bit = 1 << catalogue.builds[host.machine].index(build)
+    left = [card for card in cards if card not in served]
+    warnings = [
+        f"{build.name} has no machine code for {card.title}: the driver compiles its PTX, so the first start is slow."
+        for card in served
+        if not card.sass & bit
+    ]
+    advice = []
+    if left:
+        devices = ",".join(str(card.gpu.number) for card in served)
+        together = (
+            "no build serves all GPUs" if host.torch == "auto" else f"no build of torch {host.torch} serves all GPUs"
+        )
+        warnings.append(f"{together}: {build.torch}+{build.name} serves the most GPU memory.")
+        advice.append(
+            f"CUDA_VISIBLE_DEVICES={devices} with CUDA_DEVICE_ORDER=PCI_BUS_ID shows only the GPUs it serves."
+        )
+        advice += _changes(cards, asked)
+    advice += _end_of_road(cards, host, catalogue)
+    advice += _newer_driver(build, served, asked)
+    return Resolution(
+        "partial" if left else "ok",
+        build.torch,
+        build.torchvision,
+        build.name,
+        catalogue.index(build),
+        [card.gpu.number for card in served],
+        [{"index": card.gpu.number, "reason": _obstacle(card, bit, bit, asked, build).text} for card in left],
+        _reasons(build, served, asked),
+        warnings,
+        advice,
+    )
+
+
+def _reasons(build: Build, served: list[_Card], asked: _Asked) -> list[str]:
+    host, driver, catalogue = asked
+    floors = catalogue.floors[host.os]
+    assert build.cuda is not None
+    reasons = [
+        f"driver {host.driver} serves CUDA {build.cuda[0]} (from {floors[build.cuda[0]][0]}"
+        + "".join(f", CUDA {major} would need {text}" for major, (text, floor) in floors.items() if driver < floor)
+        + ")."
+    ]
+    for title, compute in _unique((card.title, card.compute) for card in served):
+        fitting = [sm for sm in build.sass if compute and sm[0] == compute[0] and sm[1] <= compute[1]]
+        if fitting:
+            reasons.append("{} holds sm_{}{}, which runs on {}.".format(build.name, *max(fitting), title))
+        else:
+            reasons.append(f"{build.name} holds PTX that the driver compiles for {title}.")
+    if build.default:
+        reasons.append(f"{build.name} is what the default package index carries for torch {build.torch}.")
+    else:
+        default = catalogue.releases[build.torch]["default"][host.machine]
+        reasons.append(
+            f"the default package index carries {default} for torch {build.torch}, which does not serve this host."
+        )
+    return reasons
+
+
+class Obstacle(NamedTuple):
+    """What stands between a GPU and a torch build. `kind`: unknown, driver-new, driver-old, release, arch, together."""
+
+    kind: str
+    text: str
+
+
+def obstacles(host: Host, catalogue: Catalogue) -> list[Obstacle]:
+    """What keeps each GPU of `host` from the asked release, in the order of the GPUs; none for those it serves."""
+    host = _checked(host, catalogue)
+    if not host.gpus:
+        return []
+    driver = driver_version(host.driver)
+    offered = catalogue.of_release(host.machine, host.torch) & catalogue.for_python(host.machine, host.python)
+    usable = offered & catalogue.for_driver(host.machine, host.os, driver)
+    asked = _Asked(host, driver, catalogue)
+    cards = [_card(gpu, asked) for gpu in host.gpus]
+    blocked = [card for card in cards if not usable & (card.sass | card.ptx)]
+    return _unique(_obstacle(card, offered, usable, asked) for card in blocked)
+
+
+def _obstacle(card: _Card, offered: int, usable: int, asked: _Asked, chosen: Build | None = None) -> Obstacle:
+    host, _, catalogue = asked
+    what = (
+        f"torch {chosen.torch}+{chosen.name}" if chosen else f"torch {host.torch}" if host.torch != "auto" else "torch"
+    )
+    python = f" for Python {host.python}" if host.python and host.torch == "auto" and not chosen else ""
+    if card.compute is None:
+        text = f"the compute capability of {card.gpu.name} is unknown: nvidia-smi does not print it and no name fits."
+        return Obstacle("unknown", text)
+    if card.gone and card.branch:
+        last = f"{card.branch.last} is the last branch for {card.branch.architecture}."
+        return Obstacle("driver-new", f"driver {host.driver} no longer knows {card.title}: {last}")
+    if not offered:
+        return Obstacle("release", _not_offered(host, catalogue))
+    if not offered & card.code:
+        held = sorted({sm for build in catalogue.members(host.machine, offered) for sm in build.sass})
+        names = " ".join(f"sm_{major}{minor}" for major, minor in held)
+        return Obstacle(
+            "arch", f"{what}{python} has no kernels for {card.title}: its {host.machine} wheels hold {names}."
+        )
+    if not usable & card.code:
+        builds = catalogue.members(host.machine, offered & card.code)
+        major = min(build.cuda[0] for build in builds if build.cuda)
+        needed = catalogue.floors[host.os][major][0]
+        return Obstacle(
+            "driver-old",
+            f"driver {host.driver} is too old for {what}{python} on {card.title}: CUDA {major} needs {needed}.",
+        )
+    return Obstacle("together", f"{what} cannot serve {card.title} together with the others.")
+
+
+def _not_offered(host: Host, catalogue: Catalogue) -> str:
+    if host.torch == "auto":
+        return f"no torch release has CUDA wheels for Python {host.python} on {host.machine}."
+    if not catalogue.of_release(host.machine, host.torch):
+        return f"torch {host.torch} has no CUDA wheel for {host.machine} whose architectures are known."
+    pythons = catalogue.pythons(host.torch, host.machine)
+    return f"torch {host.torch} has no wheels for Python {host.python}: it has {', '.join(pythons)}."
+
+
+def _changes(cards: list[_Card], asked: _Asked) -> list[str]:
+    """The nearest changes after which all GPUs run, or failing that at least one: one change, else two, else three."""
+    known = [card for card in cards if card.compute]
+    groups = [known] if len(known) == len(cards) else []
+    if not any(card.sass for card in cards):  # else: no change for one GPU at the cost of another
+        groups += [[card] for card in known]
+    for group in groups:
+        for kinds in (("driver", "release", "python"), ("driver release", "release python", "driver python"), ("all",)):
+            found = [sentence for sentence in _unique(_change(kind, group, asked) for kind in kinds) if sentence]
+            if found:
+                return found
+    unknown = [card.gpu.name for card in cards if card.compute is None]
+    return [f"update the driver to 510 or newer, which prints the compute capability of {name}." for name in unknown]
+
+
+def _change(kind: str, cards: list[_Card], asked: _Asked) -> str:
+    host, driver, catalogue = asked
+    new_driver, new_release, new_python = (word in kind or kind == "all" for word in ("driver", "release", "python"))
+    if (new_release and host.torch == "auto") or (new_python and not host.python):
+        return ""
+    builds = catalogue.of_release(host.machine, "auto" if new_release else host.torch)
+    builds &= catalogue.for_python(host.machine, "" if new_python else host.python)
+    if not new_driver:
+        builds &= catalogue.for_driver(host.machine, host.os, driver)
+    for card in cards:
+        builds &= card.code if new_driver else card.sass
+    if not builds:
+        return ""
+    build = catalogue.best(host.machine, builds)
+    steps = []
+    if new_driver:
+        # the oldest CUDA that will do asks for the least of the driver, unless the release is free as well
+        if not new_release:
+            build = min(catalogue.members(host.machine, builds), key=lambda one: one.cuda or (0, 0))
+        steps.append(_driver_step(build, cards, host, catalogue))
+    if new_release:
+        steps.append(f"use torch {build.torch} ({build.name})")
+    if new_python:
+        steps.append(f"use Python {_nearest_python(host.python, catalogue.pythons(build.torch, host.machine))}")
+    return " and ".join(steps) + "."
+
+
+def _driver_step(build: Build, cards: list[_Card], host: Host, catalogue: Catalogue) -> str:
+    assert build.cuda is not None
+    floor = catalogue.floors[host.os][build.cuda[0]][0]
+    where = " in Windows" if host.os == "wsl2" else ""
+    limits = [card.branch for card in cards if card.branch]
+    if limits:
+        limit = min(limits, key=lambda branch: branch.gone_from)
+        return f"install a driver of the {limit.last} branch{where} ({floor} or newer, below {limit.gone_from})"
+    return f"install driver {floor} or newer{where}"
+
+
+def _nearest_python(asked: str, pythons: list[str]) -> str:
+    def distance(python: str) -> tuple[bool, int]:
+        return python.endswith("t"), abs(int(python.rstrip("t").split(".")[1]) - int(asked.rstrip("t").split(".")[1]))
+
+    return min(pythons, key=distance)
+
+
+def _end_of_road(cards: list[_Card], host: Host, catalogue: Catalogue) -> list[str]:
+    newest = next(iter(catalogue.releases))
+    sentences = []
+    for card in cards:
+        if not card.code:
+            if card.compute:
+                sentences.append(f"no published {host.machine} wheel has kernels for {card.title}.")
+            continue
+        last = catalogue.best(host.machine, card.code)
+        if last.torch != newest:
+            branch = f"; driver branch {card.branch.last} is the last for it" if card.branch else ""
+            sentences.append(f"torch {last.torch} is the last release with kernels for {card.title}{branch}.")
+    return _unique(sentences)
+
+
+def _newer_driver(build: Build, served: list[_Card], asked: _Asked) -> list[str]:
+    """For "auto": the newer release that a newer driver would allow on the same GPUs."""
+    host, driver, catalogue = asked
+    if host.torch != "auto":
+        return []
+    builds = catalogue.of_release(host.machine, "auto") & catalogue.for_python(host.machine, host.python)
+    for card in served:
+        builds &= card.code
+    if not builds:
+        return []
+    best = catalogue.best(host.machine, builds)
+    if best.torch == build.torch or not best.cuda or driver >= catalogue.floors[host.os][best.cuda[0]][1]:
+        return []
+    return [f"{_driver_step(best, served, host, catalogue)} to use torch {best.torch} ({best.name})."]
+
+
+def _cpu_advice(host: Host, catalogue: Catalogue) -> str:
+    torch = catalogue.newest(host.machine, host.python) if host.torch == "auto" else host.torch
+    if torch is None or (host.python and host.python not in catalogue.pythons(torch, host.machine)):
+        return "the CPU does not help here: this Python has no such wheels either."
+    return f"or train on the CPU: YOLO_ACCEL=cpu uses torch {torch}+cpu."
+
+
+def _impossible(reasons: list[str], excluded: list[dict[str, object]], advice: list[str]) -> Resolution:
+    return Resolution("impossible", None, None, None, None, [], excluded, reasons, [], advice)
+
+
+def _unique(items: Iterable[_T]) -> list[_T]:
+    return list(dict.fromkeys(items))

@@ -1,0 +1,147 @@
+"""Finish a project: the host check goes in, updates are linked, git knows the files, the user reads what comes next.
+
+Nothing is downloaded, nothing outside the project is written, and nothing that this host lacks makes it fail.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+# Seconds a hook waits for the host's own programs. A slow answer is left to the check when the container opens.
+PATIENCE = 2.0
+# What of the repository decides what a project looks like.
+SOURCES = ("template", "hooks", "generator")
+
+
+def main(answers: Mapping[str, Any]) -> None:
+    """Complete the project in the current directory."""
+    project = Path.cwd()
+    install_hostkit(project)
+    remove_empty_folders(project)
+    # Beside the host check, which waits for other programs too.
+    tracking = Thread(target=link_and_track, args=(project, answers))
+    tracking.start()
+    words = closing_words(project, answers)
+    tracking.join()
+    print("\n".join(words), flush=True)
+
+
+def link_and_track(project: Path, answers: Mapping[str, Any]) -> None:
+    """Let `cruft update` find its way back, and git know the files."""
+    # cruft sets `_commit` and keeps its own link; a .git of ours would end up in its patches.
+    if "_commit" not in answers:
+        link_for_updates(project, answers)
+        track(project)
+
+
+def install_hostkit(project: Path) -> None:
+    """Copy the host check and its facts into the project, where it runs without this repository."""
+    source, target = ROOT / "generator", project / ".devcontainer"
+    (target / "hostkit").mkdir(exist_ok=True)
+    for path in [source / "catalog.json", *sorted((source / "hostkit").glob("*.py"))]:
+        (target / path.relative_to(source)).write_bytes(path.read_bytes())
+
+
+def remove_empty_folders(project: Path) -> None:
+    """Remove folders in which every file was left out by an answer."""
+    for folder in sorted((path for path in project.rglob("*") if path.is_dir()), reverse=True):
+        if not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def link_for_updates(project: Path, answers: Mapping[str, Any]) -> None:
+    """Write .cruft.json, so that `cruft check`, `diff` and `update` work on a project of plain cookiecutter.
+
+    Only when the repository has an origin and its template is unchanged since the commit that the link names.
+    """
+    status = git(ROOT, "status", "--porcelain=v2", "--branch", "--", *SOURCES)
+    if status is None:
+        return
+    about = dict(line[2:].split(" ", 1) for line in status.splitlines() if line.startswith("# "))
+    changed = any(not line.startswith("# ") for line in status.splitlines())
+    commit, origin = about.get("branch.oid", ""), git(ROOT, "remote", "get-url", "origin")
+    if changed or not origin or commit in ("", "(initial)"):
+        return
+    kept = {key: value for key, value in answers.items() if not key.startswith("_")}
+    link = {
+        "template": origin,
+        "commit": commit,
+        "checkout": answers.get("_checkout") or None,
+        "context": {"cookiecutter": {**kept, "_template": origin}},
+        "directory": "template",
+    }
+    (project / ".cruft.json").write_text(
+        json.dumps(link, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n"
+    )
+
+
+def track(project: Path) -> None:
+    """Start a git repository with every file added, unless the project lies inside another one."""
+    inside = any((folder / ".git").exists() for folder in project.parents)
+    if not inside and git(project, "init", "--quiet") is not None:
+        git(project, "add", "--all")
+
+
+def git(folder: Path, *arguments: str) -> str | None:
+    """What git answers in `folder`, or None when it fails or is not installed."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *arguments],
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            timeout=30,
+            check=False,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def closing_words(project: Path, answers: Mapping[str, Any]) -> list[str]:
+    """What this host has, which torch build it would use and why, and the next three commands: 25 lines at most."""
+    return [
+        "",
+        f"{answers['project_name']} is in {project.name}/",
+        "",
+        "This host",
+        *(f"  {line}" for line in host_words(answers)),
+        "",
+        "Next",
+        f"  cd {project.name}",
+        "  code .         and choose 'Reopen in Container'",
+        "  lab smoke      in its terminal: proves data, training and export on this machine",
+    ]
+
+
+def host_words(answers: Mapping[str, Any]) -> list[str]:
+    """The host check in short. A fault of ours in it must not cost the user the project."""
+    try:
+        # Inside the guard, with everything that they import.
+        from generator.hostkit import doctor, probe, setup  # noqa: PLC0415
+        from generator.hostkit.catalogue import Catalogue  # noqa: PLC0415
+
+        catalogue = Catalogue.read(ROOT / "generator" / "catalog.json")
+        # Without asking the container engine, which takes longer than everything else here: nothing of it decides the
+        # build, and it is looked at when the container opens.
+        facts = probe.probe(limit=PATIENCE, docker=False)
+        torch, python = str(answers["torch_version"]), str(answers["python_version"])
+        answer = doctor.resolution(facts, catalogue, torch, python)
+        words = doctor.summary(facts, answer, doctor.examine(facts, answer, catalogue, torch, python))
+        if not facts.gpus:
+            project = setup.Project(torch=torch, python=python)
+            words.append(
+                setup.decide(facts, project, setup.Wishes(), catalogue).summary.replace("torch ", "torch   ", 1)
+            )
+        return words
+    except Exception as error:
+        return [
+            f"This host could not be checked ({type(error).__name__}: {error}).",
+            "It is looked at again when the container opens.",
+        ]

@@ -1,0 +1,324 @@
+"""python -m generator and python -m hostkit, as a person calls them."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hosts import CARDS, CATALOGUE, DescribedHost, ask
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from generator import __main__ as command
+from generator import catalog
+from generator.hostkit import __main__ as hostkit
+from generator.hostkit.catalogue import BadRequest
+
+ROOT = Path(__file__).parent.parent
+RTX_5090 = "NVIDIA GeForce RTX 5090,12.0,32607"
+
+
+def run(capsys, *arguments):
+    status = command.main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+# resolve
+
+
+def test_resolve_prints_json(capsys):
+    status, out, _ = run(capsys, "resolve", "--driver", "570.86.10", "--gpu", RTX_5090, "--torch", "2.8.0", "--json")
+    assert status == 0
+    assert json.loads(out) == ask("570.86.10", "5090", torch="2.8.0").as_dict()
+
+
+def test_resolve_speaks(capsys):
+    status, out, _ = run(
+        capsys, "resolve", "--driver", "535.183.01", "--gpu", "NVIDIA GeForce GTX 1080 Ti,,11264", "--torch", "2.8.0"
+    )
+    assert status == 0
+    assert "torch 2.8.0+cu126 with torchvision 0.23.0, from https://download.pytorch.org/whl/cu126" in out
+    assert "because" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [
+        (["--gpu", RTX_5090, "--gpu", "NVIDIA GeForce GTX 1080 Ti,6.1,11264"], 1),
+        (["--gpu", RTX_5090, "--torch", "2.6.0"], 1),
+        (["--gpu", "NVIDIA GeForce RTX 5090"], 0),
+        (["--gpu", "NVIDIA GB10,12.1,", "--machine", "aarch64"], 0),
+        (["--gpu", RTX_5090, "--os", "wsl2"], 0),
+        ([], 2),
+        (["--gpu", "a,b,c,d"], 2),
+        (["--gpu", ",,"], 2),
+        (["--gpu", "x,8.6,much"], 2),
+        (["--gpu", "x,8,1"], 2),
+        (["--gpu", RTX_5090, "--torch", "3"], 2),
+        (["--gpu", RTX_5090, "--os", "bsd"], 2),
+        (["--gpu", RTX_5090, "--machine", "mips"], 2),
+        (["--gpu", RTX_5090, "--python", "eleven"], 2),
+        (["--hosts", "-"], 2),
+    ],
+)
+def test_resolve_exit_status(capsys, arguments, status):
+    result, _, err = run(capsys, "resolve", "--driver", "580.95.05", *arguments)
+    assert result == status
+    assert err.count("\n") == (1 if status == 2 else 0)
+
+
+def test_resolve_about_this_host(capsys, tmp_path, monkeypatch):
+    DescribedHost(tmp_path, monkeypatch).nvidia_smi("580.95.05", "4090")
+    status, out, _ = run(capsys, "resolve", "--json", "--machine", "x86_64")
+    assert (status, json.loads(out)["build"]) == (0, "cu132")
+
+
+def test_a_fleet_is_answered_in_order(capsys, tmp_path):
+    hosts = [
+        {
+            "driver": "570.86.10",
+            "gpus": [{"name": "NVIDIA GeForce RTX 5090", "capability": "12.0", "memory_mib": 32607}],
+            "torch": "2.8.0",
+        },
+        {"driver": "610.43.02", "gpus": [{"name": "GTX 1080", "capability": "6.1"}]},
+        {
+            "driver": "580.126.09",
+            "gpus": [{"name": "NVIDIA GB10", "capability": None, "memory_mib": None}],
+            "machine": "aarch64",
+        },
+        {"gpus": []},
+    ]
+    file = tmp_path / "hosts"
+    file.write_text("".join(json.dumps(host) + "\n" for host in hosts) + "\n")
+    status, out, _ = run(capsys, "resolve", "--hosts", file)
+    answers = [json.loads(line) for line in out.splitlines()]
+    assert status == 0
+    assert [answer["status"] for answer in answers] == ["ok", "impossible", "ok", "impossible"]
+    assert answers[0] == ask("570.86.10", "5090", torch="2.8.0").as_dict()
+
+
+def test_a_bad_line_is_answered_in_its_place(capsys, tmp_path):
+    good = json.dumps({"driver": "580.95.05", "gpus": [{"name": "Tesla T4"}]})
+    card = '{"driver": "580.1", "gpus": [{"name": "x", %s}]}'
+    bad = [
+        "{",
+        "[]",
+        "3",
+        "[" * 100_000,
+        '{"gpus": 1}',
+        '{"gpus": [1]}',
+        '{"gpu": []}',
+        '{"torch": "9", "gpus": []}',
+        '{"driver": 580, "gpus": []}',
+        '{"driver": "x", "gpus": [{}]}',
+        card % '"memory_mib": "8"',
+        card % '"memory_mib": NaN',
+        card % '"capability": []',
+        card % '"index": true',
+    ]
+    file = tmp_path / "hosts"
+    file.write_text("\n".join([good, *bad, good]))
+    status, out, err = run(capsys, "resolve", "--hosts", file)
+    answers = [json.loads(line) for line in out.splitlines()]
+    assert (status, err) == (1, "")
+    assert [set(answer) == {"error"} for answer in answers] == [False, *[True] * len(bad), False]
+    assert all("\n" not in answer["error"] for answer in answers if "error" in answer)
+
+
+FIELDS = st.sampled_from(
+    ["driver", "gpus", "name", "capability", "memory_mib", "index", "torch", "os", "machine", "python"]
+)
+SCALARS = st.none() | st.booleans() | st.floats() | st.text(max_size=6) | st.sampled_from(["580.95.05", "8.6", "auto"])
+JSON = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(FIELDS, inner, max_size=5),
+    max_leaves=10,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(JSON)
+def test_any_json_gives_an_answer_or_a_sentence(row):
+    options = hostkit.argparse.Namespace(os="", machine="", torch="auto", python="")
+    written = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stdout", type("Out", (), {"write": staticmethod(written.append)}))
+        hostkit.answer_lines([json.dumps(row)], CATALOGUE, options)
+    (line,) = written
+    assert set(json.loads(line)) & {"status", "error"}
+
+
+def test_a_fleet_from_standard_input():
+    line = json.dumps({"driver": "580.95.05", "gpus": [{"name": CARDS["T4"][0], "capability": "7.5"}]}) + "\n"
+    done = subprocess.run([sys.executable, "-m", "generator", "resolve", "--hosts", "-"], cwd=ROOT, input=line * 2000,
+                          capture_output=True, text=True, check=True)  # fmt: skip
+    assert done.stdout.splitlines() == [json.dumps(ask("580.95.05", "T4").as_dict())] * 2000
+
+
+def test_a_missing_fleet_file(capsys):
+    status, _, err = run(capsys, "resolve", "--hosts", "/nowhere")
+    assert (status, err.count("\n")) == (2, 1)
+
+
+# doctor
+
+
+def test_doctor(capsys, tmp_path, monkeypatch):
+    host = DescribedHost(tmp_path, monkeypatch)
+    host.nvidia_smi("580.95.05", "4090")
+    host.docker(ServerVersion="28.3.0", Runtimes={"nvidia": {}})
+    host.says("nvidia-ctk", "NVIDIA Container Toolkit CLI version 1.19.1")
+    status, out, _ = run(capsys, "doctor", "--json", "--project", tmp_path)
+    levels = {row["id"]: row["level"] for row in json.loads(out)}
+    assert levels["gpu.none"] == levels["toolkit.runtime"] == "ok"
+    assert status == (1 if "fail" in levels.values() else 0)
+    host.says("nvidia-smi", "Failed to initialize NVML: Driver/library version mismatch\n", code=18)
+    status, out, _ = run(capsys, "doctor", "--project", tmp_path)
+    assert status == 1
+    assert "sudo reboot" in out
+    assert run(capsys, "doctor", "--torch", "1")[0] == 2
+
+
+# catalog, options
+
+
+def test_catalog_check(capsys, tmp_path, monkeypatch):
+    assert run(capsys, "catalog", "--check")[0] == 0
+    monkeypatch.setattr(catalog, "COMPILED", tmp_path / "catalog.json")
+    status, _, err = run(capsys, "catalog", "--check")
+    assert (status, "stale" in err) == (1, True)
+    assert not (tmp_path / "catalog.json").exists()
+    assert run(capsys, "catalog")[0] == 0
+    assert run(capsys, "catalog", "--check")[0] == 0
+
+
+def test_options_lists_every_question(capsys):
+    status, out, _ = run(capsys, "options")
+    rows = out.splitlines()
+    assert status == 0
+    assert [row.split("`")[1] for row in rows[2:]] == list(command.questions())
+    assert all(row.replace("\\|", "").count("|") == 5 for row in rows)
+
+
+def test_options_table():
+    template = {"name": "{{ a | b }}", "size": ["s", "m"], "_private": 1,
+                "__prompts__": {"name": "A name", "size": {"__prompt__": "How big", "s": "s - small"}}}  # fmt: skip
+    assert command.options_table(template).splitlines()[2:] == [
+        "| `name` | from the answers above | any text | A name |",
+        "| `size` | `s` | `s` - small<br>`m` | How big |",
+    ]
+
+
+# new
+
+QUESTIONS = {"project_name": "My Detector", "engine": ["yolov5", "yolov5u"]}
+
+
+@pytest.mark.parametrize(
+    ("pair", "said"),
+    [
+        ("project_nme=x", "did you mean project_name?"),
+        ("zzz=1", "see `python -m generator options`"),
+        ("project_name", "is not key=value"),
+        ("project_name={{ 7 * 7 }}", "holds Jinja"),
+        ("project_name={% raw %}", "holds Jinja"),
+        ("project_name={# x", "holds Jinja"),
+        ("engine=yolov5uu", "did you mean yolov5u?"),
+        ("engine=resnet", "choose from yolov5, yolov5u."),
+        ("_extensions=x", "no question"),
+    ],
+)
+def test_answers_that_are_refused(pair, said):
+    with pytest.raises(BadRequest) as caught:
+        command.checked_answers([pair], QUESTIONS)
+    assert said in str(caught.value)
+
+
+def test_answers_are_taken_as_they_are():
+    assert command.checked_answers(["project_name=a=b $x {y}", "engine=yolov5u"], QUESTIONS) == {
+        "project_name": "a=b $x {y}",
+        "engine": "yolov5u",
+    }
+
+
+def test_new_refuses_in_one_sentence(capsys, tmp_path):
+    status, out, err = run(capsys, "new", "--output", tmp_path, "torch_versoin=2.8.0")
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """A repository with a template of one file, as `new` finds it."""
+    folder = tmp_path / "repository"
+    inside = folder / "template" / "{{cookiecutter.project_slug}}"
+    inside.mkdir(parents=True)
+    (folder / "cookiecutter.json").write_text(
+        '{"templates": {"a": {"path": "./template", "title": "A", "description": "a"}}}'
+    )
+    (folder / "template" / "cookiecutter.json").write_text('{"project_slug": "thing", "note": "", "size": ["s", "m"]}')
+    (inside / "note").write_text("{{cookiecutter.note}}:{{cookiecutter.size}}")
+    monkeypatch.setattr(command, "ROOT", folder)
+    monkeypatch.setattr(command, "QUESTIONS", folder / "template" / "cookiecutter.json")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("COOKIECUTTER_CONFIG", str(tmp_path / "config.yaml"))
+    (tmp_path / "config.yaml").write_text(f"replay_dir: {tmp_path}/replay\ncookiecutters_dir: {tmp_path}/cc\n")
+    return folder
+
+
+def test_new(capsys, repository, tmp_path):
+    out = tmp_path / "out"
+    assert run(capsys, "new", "--output", out, "note=it's $5 {x}", "size=m") == (0, "", "")
+    assert (out / "thing" / "note").read_text() == "it's $5 {x}:m"
+    status, _, err = run(capsys, "new", "--output", out)
+    assert (status, "already exists" in err, err.count("\n")) == (2, True, 1)
+
+
+def test_new_when_a_hook_refuses(capsys, repository, tmp_path):
+    hooks = repository / "template" / "hooks"
+    hooks.mkdir()
+    (hooks / "pre_gen_project.py").write_text("raise SystemExit(1)")
+    status, _, err = run(capsys, "new", "--output", tmp_path / "out")
+    assert (status, err.count("\n")) == (2, 1)
+    assert not (tmp_path / "out" / "thing").exists()
+
+
+# hostkit on its own
+
+
+def pythons():
+    """Every Python from 3.8 on that is installed here: a host's own is seldom the one that runs the tests."""
+    for minor in range(8, 16):
+        name = f"python3.{minor}"
+        program = shutil.which(name)
+        works = program and subprocess.run([program, "-c", ""], capture_output=True, check=False).returncode == 0
+        missing = pytest.mark.skip(reason=f"{name} is not installed here")
+        yield pytest.param(program, id=name, marks=[] if works else [missing])
+
+
+@pytest.mark.parametrize("python", [pytest.param(sys.executable, id="this"), *pythons()])
+def test_hostkit_runs_as_a_copy_of_its_own(tmp_path, monkeypatch, python):
+    if python != sys.executable:  # version managers put scripts on PATH that need it themselves
+        show = [python, "-c", "import sys; print(sys.executable)"]
+        python = subprocess.run(show, capture_output=True, text=True, check=True).stdout.strip()
+    host = DescribedHost(tmp_path, monkeypatch)
+    host.nvidia_smi("580.95.05", "V100")
+    host.docker(ServerVersion="28.3.0", Runtimes={"nvidia": {}})
+    inside = tmp_path / "p" / ".devcontainer"
+    shutil.copytree(ROOT / "generator" / "hostkit", inside / "hostkit", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "generator" / "catalog.json", inside)
+    (inside / "project.json").write_text('{"slug": "p", "torch": "2.8.0", "python": "3.11"}')
+    (tmp_path / "p" / "compose.gpu.yaml").write_text("services:\n  dev: {}\n")
+    command_line = [python, "-B", "-m", "hostkit", "setup", "--project", str(tmp_path / "p")]
+    done = subprocess.run(command_line, cwd=inside, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "torch 2.8.0+cu128" in done.stdout.splitlines()[-1]
+    assert "TORCH_BUILD=cu128" in (tmp_path / "p" / ".env").read_text()
+    assert not list(inside.rglob("__pycache__"))
+    for arguments in (["doctor", "--json"], ["resolve", "--json", "--machine", "x86_64"]):
+        done = subprocess.run([python, "-B", "-m", "hostkit", *arguments], cwd=inside, capture_output=True, check=False)
+        assert done.stderr == b""
+        assert json.loads(done.stdout)

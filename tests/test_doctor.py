@@ -1,0 +1,318 @@
+"""Findings: the right cause and the command for the host at hand."""
+
+import io
+import json
+
+import pytest
+from hosts import CATALOGUE, facts, gpu
+
+from generator.hostkit import doctor
+from generator.hostkit.probe import Distribution, Docker, Smi
+
+UBUNTU = Distribution("ubuntu", ("debian",), "24.04", "Ubuntu 24.04.3 LTS")
+FAMILIES = {
+    "ubuntu": UBUNTU,
+    "debian": Distribution("debian", (), "12", "Debian GNU/Linux 12"),
+    "mint": Distribution("linuxmint", ("ubuntu", "debian"), "22", "Linux Mint 22"),
+    "fedora": Distribution("fedora", (), "43", "Fedora Linux 43"),
+    "rocky": Distribution("rocky", ("rhel", "centos", "fedora"), "9.4", "Rocky Linux 9.4"),
+    "leap": Distribution("opensuse-leap", ("suse", "opensuse"), "15.6", "openSUSE Leap 15.6"),
+    "endeavour": Distribution("endeavouros", ("arch",), "", "EndeavourOS"),
+}
+
+
+def examine(case, torch="auto", python=""):
+    return doctor.examine(case, doctor.resolution(case, CATALOGUE, torch, python), CATALOGUE, torch, python)
+
+
+def failing(case, torch="auto"):
+    return {finding.id: finding for finding in examine(case, torch) if finding.level in {"fail", "warn"}}
+
+
+def test_a_healthy_workstation():
+    findings = examine(facts("4090"))
+    assert {finding.level for finding in findings} <= {"ok", "skip"}
+    assert doctor.exit_status(findings) == 0
+    assert len({finding.id for finding in findings}) == len(findings)
+
+
+def test_a_laptop_without_a_gpu_is_no_failure():
+    findings = examine(facts())
+    assert doctor.exit_status(findings) == 0
+    assert [finding.id for finding in findings if finding.level == "warn"] == ["gpu.none"]
+
+
+def test_a_mac_is_calm():
+    findings = examine(facts(system="macos", machine="aarch64", docker=Docker("ok", kind="desktop", version="28")))
+    assert {finding.level for finding in findings} <= {"ok", "skip"}
+
+
+@pytest.mark.parametrize(
+    ("family", "command"),
+    [
+        ("ubuntu", "ubuntu-drivers install"),
+        ("mint", "ubuntu-drivers install"),
+        ("debian", "apt-get install -y nvidia-driver"),
+        ("fedora", "dnf install -y akmod-nvidia"),
+        ("rocky", "dnf install -y nvidia-open"),
+        ("leap", "zypper install -y nvidia-open"),
+        ("endeavour", "pacman -Syu --needed nvidia-open"),
+    ],
+)
+def test_a_card_without_a_driver(family, command):
+    case = facts(distribution=FAMILIES[family], pci=("0000:01:00.0",))
+    finding = failing(case)["driver.missing"]
+    assert finding.level == "fail"
+    assert "0000:01:00.0" in finding.cause
+    assert command in finding.command
+    assert doctor.exit_status(examine(case)) == 1
+
+
+def test_an_unknown_distribution_gets_a_link_and_no_guess():
+    finding = failing(facts(distribution=Distribution("plan9"), pci=("0000:01:00.0",)))["driver.missing"]
+    assert (finding.command, finding.link[:8]) == ("", "https://")
+
+
+def test_a_driver_without_its_tool():
+    found = failing(facts(pci=("0000:01:00.0",), module="580.95.05"))
+    assert "nvidia-smi is not installed" in found["driver.missing"].cause
+
+
+@pytest.mark.parametrize(
+    ("state", "check", "command"),
+    [
+        ("hangs", "driver.hangs", "reboot"),
+        ("mismatch", "nvml.mismatch", "sudo reboot"),
+        ("lost", "gpu.lost", "dmesg"),
+        ("no-driver", "driver.missing", "ubuntu-drivers"),
+        ("permission", "nvml.mismatch", "nvidia-modprobe"),
+    ],
+)
+def test_a_broken_driver_is_one_finding(state, check, command):
+    engine = facts("4090").docker
+    found = failing(facts(smi=Smi(state), module="580.95.05", pci=("0000:01:00.0",), docker=engine))
+    assert [finding.id for finding in found.values() if finding.level == "fail"] == [check]
+    assert command in found[check].command
+
+
+def test_an_old_driver():
+    finding = failing(facts("3090", driver="470.256.02"), "2.8.0")["driver.too-old"]
+    assert finding.level == "fail"
+    assert "525.60.13" in finding.cause
+    assert "ubuntu-drivers" in finding.command
+
+
+def test_an_old_driver_of_an_old_card_asks_for_the_580_branch():
+    finding = failing(facts("1080", driver="470.256.02"), "2.8.0")["driver.too-old"]
+    assert "nvidia-driver-580" in finding.command
+
+
+def test_a_driver_that_forgot_the_card():
+    found = failing(facts("1080", driver="610.43.02"), "2.8.0")
+    assert "nvidia-driver-580" in found["driver.too-new"].command
+    assert "driver.too-old" not in found
+
+
+def test_a_card_that_the_release_does_not_know():
+    found = failing(facts("5090"), "2.6.0")
+    assert found["gpu.arch"].level == "fail"
+    assert "sm_90" in found["gpu.arch"].cause
+
+
+def test_cards_that_cannot_be_served_together_are_a_warning():
+    found = failing(facts("1080 Ti", "5090", driver="580.95.05"), "2.8.0")
+    assert found["gpu.arch"].level == "warn"
+    assert "GPU 1" in found["gpu.arch"].consequence
+
+
+@pytest.mark.parametrize(
+    ("docker", "check", "command"),
+    [
+        (Docker("missing"), "docker.missing", "docker"),
+        (Docker("down"), "docker.down", "systemctl restart docker"),
+        (Docker("hangs"), "docker.down", "systemctl restart docker"),
+        (Docker("failed", "odd"), "docker.down", "systemctl restart docker"),
+        (Docker("permission"), "docker.permission", "usermod -aG docker"),
+    ],
+)
+def test_an_engine_that_does_not_serve(docker, check, command):
+    found = failing(facts("4090", docker=docker))
+    assert list(found) == [check]
+    assert found[check].level == "fail"
+    assert command in found[check].command
+
+
+@pytest.mark.parametrize(
+    ("compose", "level"),
+    [
+        ("", "fail"),
+        ("1.29.2", "fail"),
+        ("2.6.0", "warn"),
+        ("2.17.0", "ok"),
+        ("2.26.1-4", "ok"),
+        ("5.0.1", "ok"),
+        ("dev", "ok"),
+    ],
+)
+def test_compose(compose, level):
+    findings = {finding.id: finding.level for finding in examine(facts(compose=compose))}
+    assert findings["compose.old"] == level or compose == "dev"
+
+
+PLAIN = Docker("ok", version="28.3.0", runtimes=("runc",))
+
+
+@pytest.mark.parametrize(
+    ("family", "command"),
+    [
+        ("ubuntu", "signed-by"),
+        ("fedora", "yum.repos.d"),
+        ("rocky", "dnf install -y nvidia-container-toolkit"),
+        ("leap", "zypper ar"),
+        ("endeavour", "pacman -S"),
+    ],
+)
+def test_no_toolkit(family, command):
+    found = failing(facts("4090", docker=PLAIN, toolkit="", distribution=FAMILIES[family]))
+    assert list(found) == ["toolkit.missing"]
+    assert command in found["toolkit.missing"].command
+    assert found["toolkit.missing"].command.endswith("systemctl restart docker")
+
+
+def test_toolkit_that_the_engine_does_not_know():
+    found = failing(facts("4090", docker=PLAIN))
+    assert list(found) == ["toolkit.runtime"]
+    assert found["toolkit.runtime"].command.startswith("sudo nvidia-ctk runtime configure --runtime=docker")
+    rootless = failing(facts("4090", docker=PLAIN._replace(rootless=True)))["toolkit.runtime"]
+    assert "systemctl --user restart docker" in rootless.command
+    podman = failing(facts("4090", docker=PLAIN._replace(kind="podman")))["toolkit.runtime"]
+    assert "nvidia-ctk cdi generate" in podman.command
+
+
+def test_cdi_is_enough():
+    assert not failing(facts("4090", docker=PLAIN, cdi=("/etc/cdi/nvidia.yaml",)))
+
+
+def test_cdi_files_do_not_help_an_engine_that_knows_no_cdi():
+    old = PLAIN._replace(version="24.0.7")
+    assert not doctor.has_cdi(facts("4090", docker=old, cdi=("/etc/cdi/nvidia.yaml",)))
+
+
+def test_docker_desktop_needs_no_toolkit():
+    assert not failing(facts("4090", docker=PLAIN._replace(kind="desktop"), toolkit=""))
+
+
+def test_a_toolkit_with_a_known_hole():
+    finding = failing(facts("4090", toolkit="1.17.8"))["toolkit.vulnerable"]
+    assert (finding.level, "1.19.1" in finding.cause) == ("warn", True)
+    assert "CVE-" in finding.consequence
+    assert not failing(facts("4090", toolkit="unknown"))
+
+
+@pytest.mark.parametrize(
+    ("docker_free", "project_free", "level"),
+    [
+        (5, None, "fail"),
+        (20, None, "warn"),
+        (100, 1, "warn"),
+        (100, 100, "ok"),
+        (None, 100, "ok"),
+        (None, None, "skip"),
+    ],
+)
+def test_disk(docker_free, project_free, level):
+    docker_free, project_free = (gib and gib << 30 for gib in (docker_free, project_free))
+    findings = {f.id: f.level for f in examine(facts(docker_free=docker_free, project_free=project_free))}
+    assert findings["disk.space"] == level
+
+
+def test_a_proxy_without_certificates():
+    assert "EXTRA_CA_CERTS" in failing(facts("4090", proxy="http://proxy:3128"))["proxy.ca"].command
+    assert not failing(facts("4090", proxy="http://proxy:3128", certificates=2))
+
+
+def test_wsl():
+    wsl = {"system": "wsl2", "module": ""}
+    assert not failing(facts("4090", driver="581.60", **wsl))
+    blocked = failing(facts(**wsl, smi=Smi("blocked"), wsl_driver=True))
+    assert blocked["wsl"].command == "wsl --shutdown"
+    assert "wsl --update" in failing(facts(**wsl, wsl_driver=True))["driver.missing"].command
+    old = failing(facts("4090", driver="470.05", **wsl), "2.8.0")["driver.too-old"]
+    assert "in Windows" in old.consequence
+    assert "apt" not in old.command
+
+
+def test_everything_is_said_in_one_line_each():
+    for case in (
+        facts("4090"),
+        facts(),
+        facts("1080", driver="610.43.02"),
+        facts("4090", docker=Docker("failed", "a b")),
+    ):
+        for finding in examine(case):
+            assert "\n" not in "".join(finding)
+            assert finding.level in {"ok", "warn", "fail", "skip"}
+            if finding.level == "fail":
+                assert finding.cause
+                assert finding.consequence
+                assert finding.command or finding.link
+
+
+def test_text_names_every_check_once():
+    findings = examine(facts("4090", docker=Docker("down")))
+    lines = doctor.as_text(findings).splitlines()
+    for finding in findings:
+        assert sum(f" {finding.id} " in f"{line} " for line in lines) == 1
+    assert lines[-1].startswith("1 failed")
+    assert "\033" not in "\n".join(lines)
+    assert "\033" in doctor.as_text(findings, colour=True)
+
+
+def test_json_is_the_same_objects():
+    findings = examine(facts("4090"))
+    assert [doctor.Finding(**row) for row in json.loads(doctor.as_json(findings))] == findings
+    assert set(json.loads(doctor.as_json(findings))[0]) == {"id", "level", "cause", "consequence", "command", "link"}
+
+
+def test_colour(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    assert doctor.colour_wanted(Terminal())
+    assert not doctor.colour_wanted(io.StringIO())
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert not doctor.colour_wanted(Terminal())
+
+
+def summary(case, torch="2.8.0"):
+    answer = doctor.resolution(case, CATALOGUE, torch, "3.11")
+    return doctor.summary(case, answer, doctor.examine(case, answer, CATALOGUE, torch, "3.11"))
+
+
+def test_summary_for_the_end_of_a_generation():
+    lines = summary(facts("4090", "4090"))
+    assert lines[0] == "GPU     2x NVIDIA GeForce RTX 4090, driver 570.86.10"
+    assert lines[1] == "torch   2.8.0+cu128 (default package index)"
+
+
+def test_summary_says_what_fails_and_how_to_mend_it():
+    lines = summary(facts("1080", driver="610.43.02", docker=Docker("missing")))
+    assert any("580 is the last branch" in line for line in lines)
+    assert sum(line.strip().startswith("$ sudo apt-get") for line in lines) == 2  # the 580 driver, and Docker
+    assert "none found" in summary(facts())[0]
+
+
+@pytest.mark.parametrize("cards", [[], ["4090"], ["1080 Ti", "5090"], ["1080", "970", "K80", "5090"]])
+@pytest.mark.parametrize("docker", [Docker("missing"), Docker("skipped"), PLAIN])
+def test_summary_is_short(cards, docker):
+    case = facts(*cards, driver="580.95.05", docker=docker, toolkit="", compose="", docker_free=1)
+    assert 0 < len(summary(case)) <= 18
+
+
+def test_a_card_by_its_name_alone():
+    case = facts("1080", driver="470.256.02")
+    case = case._replace(smi=case.smi._replace(gpus=(gpu("1080", 0, ""),)))
+    assert "nvidia-driver-580" in failing(case, "2.8.0")["driver.too-old"].command

@@ -1,0 +1,182 @@
+"""The files of a generated project, each checked by the tool of its kind, for every pair of choices."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT, Bake, run
+from jsonschema import Draft201909Validator
+from test_generation import PAIRS
+
+SCHEMA = json.loads((ROOT / "tests/schemas/devcontainer.schema.json").read_text(encoding="utf-8"))
+FILE_SETS = [
+    ["compose.yaml"],
+    ["compose.yaml", "compose.gpu.yaml"],
+    ["compose.yaml", "compose.gpu-cdi.yaml"],
+    ["compose.yaml", "compose.cpu.yaml"],
+]
+every_pair = pytest.mark.parametrize("chosen", PAIRS, ids=lambda chosen: "-".join(chosen.values()))
+
+
+def tool(name: str) -> str:
+    """The program of the virtual environment that the tests run in."""
+    beside = Path(sys.executable).with_name(name)
+    return str(beside) if beside.exists() else name
+
+
+def compose_missing() -> bool:
+    return shutil.which("docker") is None or run("docker", "compose", "version").returncode != 0
+
+
+@every_pair
+def test_devcontainer_json_keeps_to_the_schema(bake: Bake, chosen: dict[str, str]) -> None:
+    for path in (bake(**chosen) / ".devcontainer").rglob("devcontainer.json"):
+        assert list(Draft201909Validator(SCHEMA).iter_errors(json.loads(path.read_text(encoding="utf-8")))) == []
+
+
+def test_both_configurations_differ_only_in_the_accelerator(bake: Bake) -> None:
+    folder = bake() / ".devcontainer"
+    auto = json.loads((folder / "devcontainer.json").read_text())
+    cpu = json.loads((folder / "cpu/devcontainer.json").read_text())
+    assert cpu.pop("name") == f"{auto.pop('name')} (CPU)"
+    assert cpu.pop("initializeCommand") == [*auto.pop("initializeCommand"), "--accel", "cpu"]
+    assert cpu.pop("dockerComposeFile") == [f"../{name}" for name in auto.pop("dockerComposeFile")]
+    assert cpu == auto
+
+
+def test_the_same_schemas_over_all_pairs(bake: Bake) -> None:
+    """Compose files and workflows against the schemas that check-jsonschema carries."""
+    projects = [bake(**chosen) for chosen in PAIRS]
+    composes = [path for project in projects for path in project.glob("compose*.yaml")]
+    workflows = [path for project in projects for path in project.glob(".github/workflows/*.yml")]
+    assert len(composes) == 4 * len(projects)
+    assert workflows
+    for schema, files in (("vendor.compose-spec", composes), ("vendor.github-workflows", workflows)):
+        checked = run(tool("check-jsonschema"), "--builtin-schema", schema, *files)
+        assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+@pytest.mark.skipif(compose_missing(), reason="docker compose is not installed")
+@every_pair
+def test_compose_accepts_every_file_set(bake: Bake, chosen: dict[str, str]) -> None:
+    project = bake(**chosen)
+    for files in FILE_SETS:
+        options = [part for name in files for part in ("-f", name)]
+        done = run("docker", "compose", *options, "--profile", "*", "config", "--format", "json", cwd=project)
+        assert done.returncode == 0, done.stderr
+        assert "variable is not set" not in done.stderr
+        model = json.loads(done.stdout)
+        assert set(model["services"]) == {"dev", "train", "tensorboard"}
+        assert "profiles" not in model["services"]["dev"]
+        for name, service in model["services"].items():
+            assert name == "dev" or service["profiles"]
+            assert all(port["host_ip"] == "127.0.0.1" for port in service.get("ports", []))
+            assert "container_name" not in service
+        devices = model["services"]["dev"].get("deploy", {}).get("resources", {}).get("reservations", {}).get("devices")
+        expected = {
+            "compose.gpu.yaml": [{"driver": "nvidia", "count": -1, "capabilities": ["gpu"]}],
+            "compose.gpu-cdi.yaml": [{"driver": "cdi", "device_ids": ["nvidia.com/gpu=all"], "capabilities": ["gpu"]}],
+        }.get(files[-1])
+        assert devices == expected
+        hidden = model["services"]["dev"]["environment"].get("CUDA_VISIBLE_DEVICES")
+        assert hidden == ("" if files[-1] == "compose.cpu.yaml" else None)
+
+
+@every_pair
+def test_the_dockerfile_passes_hadolint(bake: Bake, chosen: dict[str, str]) -> None:
+    done = run(tool("hadolint"), "docker/Dockerfile", cwd=bake(**chosen))
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_yaml_files_pass_yamllint(bake: Bake) -> None:
+    files = [path for chosen in PAIRS for path in bake(**chosen).rglob("*.y*ml") if ".git" not in path.parts]
+    done = run(tool("yamllint"), "--strict", "--config-file", ROOT / "tests/yamllint.yaml", *files)
+    assert done.returncode == 0, done.stdout
+
+
+def test_workflows_pass_zizmor(bake: Bake) -> None:
+    done = run(
+        tool("zizmor"), "--offline", "--no-progress", "--pedantic", bake(ci="github") / ".github/workflows/ci.yml"
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_scripts_pass_shellcheck(bake: Bake) -> None:
+    project = bake()
+    scripts = [
+        path
+        for path in project.rglob("*")
+        if path.is_file()
+        and ".git" not in path.parts
+        and path.read_bytes()[:12] in (b"#!/bin/sh\n# ", b"#!/bin/bash\n")
+    ]
+    assert len(scripts) >= 6
+    done = run(tool("shellcheck"), *scripts)
+    assert done.returncode == 0, done.stdout
+
+
+def test_no_compose_variable_is_required_and_every_one_of_the_example_is_used(bake: Bake) -> None:
+    project = bake()
+    compose = (project / "compose.yaml").read_text()
+    assert ":?" not in compose
+    example = [
+        line.strip("#").split("=")[0] for line in (project / ".env.example").read_text().splitlines() if "=" in line
+    ]
+    hostkit = "".join(path.read_text() for path in (project / ".devcontainer/hostkit").glob("*.py"))
+    assert len(example) >= 10
+    for name in example:
+        assert f"${{{name}:-" in compose or name in hostkit, name
+
+
+def test_no_dev_container_features_and_no_syntax_line(bake: Bake) -> None:
+    project = bake()
+    assert "features" not in json.loads((project / ".devcontainer/devcontainer.json").read_text())
+    assert "# syntax" not in (project / "docker/Dockerfile").read_text()
+
+
+def test_locks_hold_hashes_no_index_and_one_opencv(bake: Bake) -> None:
+    docker = bake() / "docker"
+    for name in ("bootstrap", "torch", "requirements"):
+        lock = (docker / f"{name}.lock").read_text()
+        assert "://" not in lock
+        pins = [line for line in lock.splitlines() if line[:1].isalnum()]
+        assert pins
+        assert lock.count("--hash=sha256:") >= len(pins)
+    pinned = {line.split("==")[0] for line in (docker / "requirements.lock").read_text().splitlines() if "==" in line}
+    assert {name for name in pinned if name.startswith("opencv")} == {"opencv-python-headless"}
+    assert not {name for name in pinned if name in {"torch", "torchvision"} or name.startswith("nvidia-c")}
+
+
+def test_locks_agree_with_their_sources(bake: Bake) -> None:
+    """Every package asked for is locked; the two locks of one image name the same versions."""
+    docker = bake() / "docker"
+
+    def locked(name: str) -> dict[str, set[str]]:
+        found: dict[str, set[str]] = {}
+        for line in (docker / f"{name}.lock").read_text().splitlines():
+            if "==" in line and line[0].isalnum():
+                package, version = line.split(" ")[0].split("==")
+                found.setdefault(package, set()).add(version)
+        return found
+
+    for name in ("bootstrap", "torch", "requirements"):
+        asked = [line.split("==")[0] for line in (docker / f"{name}.in").read_text().splitlines() if line[:1].isalpha()]
+        assert asked
+        assert set(asked) <= set(locked(name)), set(asked) - set(locked(name))
+    torch, rest = locked("torch"), locked("requirements")
+    assert all(rest[package] == torch[package] for package in set(torch) & set(rest))
+
+
+def test_settings_of_the_lab_are_plain_yaml(bake: Bake) -> None:
+    settings = yaml.safe_load((bake(engine="yolov5u", model="yolov5x6", dataset="own") / "lab.yaml").read_text())
+    assert settings == {
+        "engine": "yolov5u",
+        "model": "yolov5x6",
+        "image_size": 640,
+        "data": "code/configs/own.yaml",
+    }

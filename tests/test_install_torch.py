@@ -1,0 +1,102 @@
+"""docker/install-torch: where torch comes from in each situation. uv is a program of the test that notes its calls."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from conftest import Bake
+
+UV = """#!/bin/bash
+printf '%s\\n' "$*" >>"$CALLS"
+for part in "$@"; do [ "$part" != "$UNREACHABLE" ] || exit 2; done
+"""
+
+
+class Outcome:
+    """What one run asked uv for, said and returned."""
+
+    def __init__(self, done: subprocess.CompletedProcess[str], calls: list[str]) -> None:
+        self.status, self.said = done.returncode, done.stderr
+        self.asked = [call for call in calls if "torch==" in call]
+
+
+@pytest.fixture
+def install(bake: Bake, tmp_path: Path):
+    def run(wheels: tuple[str, ...] = (), unreachable: str = "-", **settings: str) -> Outcome:
+        (tmp_path / "bin").mkdir()
+        (tmp_path / "bin/uv").write_text(UV)
+        (tmp_path / "bin/uv").chmod(0o755)
+        wheelhouse = tmp_path / "wheelhouse"
+        wheelhouse.mkdir()
+        for wheel in wheels:
+            (wheelhouse / wheel).touch()
+        script = (bake() / "docker/install-torch").read_text().replace("/wheelhouse", str(wheelhouse))
+        calls = tmp_path / "calls"
+        calls.touch()
+        environment = {
+            "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+            "CALLS": str(calls),
+            "UNREACHABLE": unreachable,
+            "TORCH_VERSION": "2.8.0",
+            "TORCHVISION_VERSION": "0.23.0",
+            "TORCH_BUILD": "",
+            "TORCH_INDEX": "",
+            **settings,
+        }
+        done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, check=False)
+        return Outcome(done, calls.read_text().splitlines())
+
+    return run
+
+
+def test_the_default_index(install) -> None:
+    outcome = install(TORCH_BUILD="cu128")
+    assert outcome.status == 0
+    (call,) = outcome.asked
+    assert call.endswith("torch===2.8.0 torchvision===0.23.0")
+    assert "--index " not in call
+
+
+def test_another_index(install) -> None:
+    outcome = install(TORCH_BUILD="cu126", TORCH_INDEX="https://wheels.example/cu126")
+    (call,) = outcome.asked
+    assert "--index https://wheels.example/cu126" in call
+    assert call.endswith("torch==2.8.0+cu126 torchvision==0.23.0+cu126")
+
+
+def test_a_wheel_in_the_wheelhouse_comes_first(install) -> None:
+    outcome = install(
+        ("torch-2.8.0+cu126-cp311-cp311-manylinux_2_28_x86_64.whl",),
+        TORCH_BUILD="cu126",
+        TORCH_INDEX="https://wheels.example/cu126",
+    )
+    (call,) = outcome.asked
+    assert "--index " not in call
+    assert call.endswith("torch==2.8.0+cu126 torchvision==0.23.0+cu126")
+    assert "from wheelhouse/" in outcome.said
+
+
+def test_a_wheel_of_another_build_is_not_taken_for_the_default_one(install) -> None:
+    outcome = install(("torch-2.8.0+cu126-cp311-cp311-manylinux_2_28_x86_64.whl",), TORCH_BUILD="cu128")
+    (call,) = outcome.asked
+    assert call.endswith("torch===2.8.0 torchvision===0.23.0")
+
+
+def test_an_unreachable_cpu_index_falls_back_and_says_so(install) -> None:
+    index = "https://wheels.example/cpu"
+    outcome = install(TORCH_BUILD="cpu", TORCH_INDEX=index, unreachable=index)
+    assert outcome.status == 0
+    assert outcome.asked[-1].endswith("torch===2.8.0 torchvision===0.23.0")
+    assert "it runs on the CPU too" in outcome.said
+
+
+def test_an_unreachable_cuda_index_stops_with_the_mend(install) -> None:
+    index = "https://wheels.example/cu126"
+    outcome = install(TORCH_BUILD="cu126", TORCH_INDEX=index, unreachable=index)
+    assert outcome.status == 1
+    assert len(outcome.asked) == 1
+    assert "TORCH_INDEX_BASE" in outcome.said
+    assert "wheelhouse/" in outcome.said

@@ -1,0 +1,288 @@
+"""Facts about described machines: fake programs on PATH and files below HOST_ROOT."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hosts import DescribedHost
+
+from generator.hostkit import probe
+
+ROOT = Path(__file__).parent.parent
+DAEMON_DOWN = "Cannot connect to the Docker daemon at unix:///var/run/docker.sock. Is the docker daemon running?"
+REFUSED = (
+    "permission denied while trying to connect to the Docker daemon socket at unix:///var/run/docker.sock:"
+    ' Get "http://%2Fvar%2Frun%2Fdocker.sock/v1.47/info": dial unix /var/run/docker.sock: connect: permission denied'
+)
+
+
+@pytest.fixture
+def host(tmp_path, monkeypatch):
+    return DescribedHost(tmp_path, monkeypatch)
+
+
+def look(limit=5.0, **more):
+    return probe.probe(limit=limit, **more)
+
+
+def test_a_workstation(host):
+    host.nvidia_smi("570.86.10", "4090", "5090")
+    host.docker(ServerVersion="28.3.0", Runtimes={"runc": {}, "nvidia": {}}, DockerRootDir="/var/lib/docker")
+    host.says("nvidia-ctk", "NVIDIA Container Toolkit CLI version 1.19.1\ncommit: 0123abc\n")
+    host.file(
+        "/etc/os-release", 'NAME="Ubuntu"\nID=ubuntu\nID_LIKE=debian\nVERSION_ID="24.04"\nPRETTY_NAME="Ubuntu 24.04"\n'
+    )
+    host.file("/proc/driver/nvidia/version", "NVRM version: NVIDIA UNIX x86_64 Kernel Module  570.86.10  Wed Jan 1\n")
+    host.file("/var/lib/docker/readme", "")
+    host.pci("0000:01:00.0")
+    host.pci("0000:02:00.0", kind="0x030200")
+    host.pci("0000:02:00.1", kind="0x040300")  # the card's sound
+    host.pci("0000:00:02.0", vendor="0x8086")
+    facts = look()
+    assert [(gpu.number, gpu.name, gpu.capability, gpu.memory_mib) for gpu in facts.gpus] == [
+        (0, "NVIDIA GeForce RTX 4090", "8.9", 24564),
+        (1, "NVIDIA GeForce RTX 5090", "12.0", 32607),
+    ]
+    assert facts.driver == facts.module == "570.86.10"
+    assert facts.pci == ("0000:01:00.0", "0000:02:00.0")
+    assert facts.docker[:2] == ("ok", "")
+    assert facts.docker.runtimes == ("nvidia", "runc")
+    assert (facts.compose, facts.toolkit, facts.hook) == ("2.38.1", "1.19.1", False)
+    assert facts.distribution[:3] == ("ubuntu", ("debian",), "24.04")
+    assert facts.system == "linux"
+    assert facts.project_free
+    assert facts.docker_free
+    assert facts.user == "ada"
+    assert facts.host("2.8.0", "3.11")[2:] == ("linux", facts.machine, "2.8.0", "3.11")
+
+
+def test_a_laptop_without_anything(host):
+    facts = look()
+    assert facts.smi.state == "missing"
+    assert facts.docker.state == "missing"
+    assert (facts.gpus, facts.pci, facts.driver, facts.compose, facts.toolkit) == ((), (), "", "", "")
+    assert facts.host().gpus == ()
+
+
+def test_r470_without_compute_cap(host):
+    host.nvidia_smi("470.256.02", "V100", old=True)
+    smi = look().smi
+    assert (smi.state, smi.driver) == ("ok", "470.256.02")
+    assert (smi.gpus[0].name, smi.gpus[0].capability, smi.gpus[0].memory_mib) == ("Tesla V100-SXM2-16GB", "", 16384)
+
+
+def test_memory_that_is_not_printed(host):
+    host.nvidia_smi("580.126.09", "GB10")
+    only = look().gpus[0]
+    assert (only.memory_mib, only.capability) == (None, "12.1")
+
+
+def test_cells_that_are_no_numbers(host):
+    host.file("/proc/driver/nvidia/version", "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.183.01  Wed\n")
+    host.says("nvidia-smi", "0, Tesla T4, [Unknown Error], [N/A], [Unknown Error], ERR!\n")
+    facts = look()
+    assert facts.gpus[0][2:] == ("", None, "")
+    assert facts.host().driver == "535.183.01"
+
+
+def test_rows_before_a_warning_count(host):
+    row = "0, Tesla T4, GPU-1, 535.183.01, 15360, 7.5\n"
+    host.says("nvidia-smi", row + "WARNING: infoROM is corrupted at gpu 0000:0B:00.0\n", code=14)
+    smi = look().smi
+    assert (smi.state, len(smi.gpus)) == ("ok", 1)
+    assert "infoROM" in smi.message
+
+
+@pytest.mark.parametrize(
+    ("out", "err", "code", "state"),
+    [
+        ("Failed to initialize NVML: Driver/library version mismatch\nNVML library version: 58\n", "", 18, "mismatch"),
+        ("NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.\n", "", 9, "no-driver"),
+        ("No devices were found\n", "", 6, "no-devices"),
+        ("", "", 0, "no-devices"),
+        ("Failed to initialize NVML: GPU access blocked by the operating system\n", "", 17, "blocked"),
+        ("", "Failed to initialize NVML: Insufficient Permissions\n", 4, "permission"),
+        ("Unable to determine the device handle for GPU 0000:01:00.0: GPU is lost.\n", "", 15, "lost"),
+        ("Failed to initialize NVML: Unknown Error\n", "", 255, "failed"),
+        ("0, \udcff, , ,\n".encode("utf-8", "surrogateescape").decode("latin-1"), "", 1, "failed"),
+    ],
+)  # fmt: skip
+def test_nvidia_smi_that_fails(host, out, err, code, state):
+    host.says("nvidia-smi", out, err, code)
+    smi = look().smi
+    assert (smi.state, smi.gpus) == (state, ())
+
+
+def test_a_lost_gpu_beside_a_working_one(host):
+    row = "1, Tesla T4, GPU-1, 535.183.01, 15360, 7.5\n"
+    host.says("nvidia-smi", "Unable to determine the device handle for GPU 0000:01:00.0: GPU is lost.\n" + row, code=15)
+    smi = look().smi
+    assert [gpu.number for gpu in smi.gpus] == [1]
+    assert "GPU is lost" in smi.message
+
+
+def test_a_hanging_nvidia_smi_is_a_finding(host):
+    host.hangs("nvidia-smi")
+    host.docker(ServerVersion="28.3.0", Runtimes={})
+    facts = look(limit=1.0)
+    assert facts.smi.state == "hangs"
+    assert facts.docker.state == "ok"
+    assert facts.seconds < 30  # not the minute for which it would have hung
+
+
+def test_everything_hangs_at_once(host):
+    for name in ("nvidia-smi", "docker", "nvidia-ctk"):
+        host.hangs(name)
+    started = time.monotonic()
+    facts = look(limit=0.5)
+    assert time.monotonic() - started < 30
+    assert (facts.smi.state, facts.docker.state) == ("hangs", "hangs")
+
+
+def test_no_process_outlives_the_limit(host, tmp_path):
+    mark = tmp_path / "mark"
+    host.program("nvidia-smi", f"(/bin/sleep 1; echo late > {mark}) & wait")
+    look(limit=0.2)
+    time.sleep(1.5)
+    assert not mark.exists()
+
+
+def test_nvidia_smi_that_cannot_be_run(host):
+    host.program("nvidia-smi", "").chmod(0o644)
+    assert look().smi.state == "missing"
+    (host.bin / "nvidia-smi").write_bytes(b"\x7fELF of another machine")
+    (host.bin / "nvidia-smi").chmod(0o755)
+    assert look().smi.state == "failed"
+
+
+def test_the_driver_alone(host):
+    host.file(
+        "/proc/driver/nvidia/version",
+        "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.95.05  Release Build\n",
+    )
+    facts = look()
+    assert (facts.module, facts.driver, facts.gpus) == ("580.95.05", "580.95.05", ())
+
+
+def test_wsl2(host):
+    host.file("/proc/version", "Linux version 5.15.153.1-microsoft-standard-WSL2 (root@x) #1 SMP\n")
+    host.file("/dev/dxg", "")
+    host.file("/usr/lib/wsl/lib/libcuda.so.1", "")
+    smi = host.nvidia_smi("581.60", "4090")
+    beside = host.root / "usr/lib/wsl/lib/nvidia-smi"
+    smi.rename(beside)
+    facts = look()
+    assert (facts.system, facts.wsl_driver, facts.driver) == ("wsl2", True, "581.60")
+    assert facts.host().os == "wsl2"
+
+
+@pytest.mark.parametrize(
+    ("info", "err", "code", "state"),
+    [
+        ({"ServerErrors": [DAEMON_DOWN]}, f"errors pretty printing info\n{DAEMON_DOWN}", 1, "down"),
+        ({"ID": "", "ServerErrors": [DAEMON_DOWN]}, "", 0, "down"),
+        ({}, "failed to connect to the docker API at unix:///run/docker.sock; check if the path is correct", 1, "down"),
+        ({"ServerErrors": [REFUSED]}, "", 1, "permission"),
+        ({}, "unknown flag: --format", 125, "failed"),
+    ],
+)
+def test_docker_that_does_not_serve(host, info, err, code, state):
+    host.docker(code=code, err=err, **info)
+    assert look().docker.state == state
+
+
+def test_rootless_docker(host):
+    host.docker(
+        ServerVersion="28.3.0", SecurityOptions=["name=seccomp,profile=builtin", "name=rootless"], Runtimes={"runc": {}}
+    )
+    assert look().docker.rootless
+
+
+def test_docker_desktop(host):
+    host.docker(
+        ServerVersion="28.3.0", OperatingSystem="Docker Desktop", Runtimes={"runc": {}}, DockerRootDir="/var/lib/docker"
+    )
+    facts = look()
+    assert facts.docker.kind == "desktop"
+    assert facts.docker_free is None  # that path lies in its virtual machine
+
+
+def test_podman_behind_a_docker_command(host):
+    host.docker(host={"security": {"rootless": True}}, store={"graphRoot": "/home/ada/x"}, version={"Version": "5.4.0"})
+    docker = look().docker
+    assert (docker.state, docker.kind, docker.rootless, docker.version) == ("ok", "podman", True, "5.4.0")
+
+
+def test_cdi(host):
+    host.docker(ServerVersion="28.3.0", Runtimes={}, CDISpecDirs=["/etc/cdi", "/opt/cdi"],
+                DiscoveredDevices=[{"Source": "cdi", "ID": "nvidia.com/gpu=all"}])  # fmt: skip
+    host.file("/opt/cdi/nvidia.yaml", "cdiVersion: 0.7.0\nkind: nvidia.com/gpu\n")
+    host.file("/etc/cdi/other.yaml", "kind: example.com/nic\n")
+    host.file("/var/run/cdi/notes.txt", "nvidia.com/gpu")
+    facts = look()
+    assert facts.docker.cdi
+    assert facts.cdi == ("/opt/cdi/nvidia.yaml",)
+
+
+@pytest.mark.parametrize(
+    ("printed", "version"), [("2.38.1", "2.38.1"), ("v2.17.2", "2.17.2"), ("2.26.1-4", "2.26.1-4"), ("", "")]
+)
+def test_compose_version(host, printed, version):
+    host.docker(compose=printed, ServerVersion="28.3.0")
+    assert look().compose == version
+
+
+def test_the_old_compose_command_is_found(host):
+    host.docker(compose="", ServerVersion="20.10.24")
+    host.says("docker-compose", "1.29.2\n")
+    assert look().compose == "1.29.2"
+
+
+def test_the_engine_can_be_left_out(host):
+    host.nvidia_smi("570.86.10", "4090")
+    host.hangs("docker")
+    facts = look(docker=False)
+    assert facts.docker.state == "skipped"
+    assert len(facts.gpus) == 1
+
+
+def test_broken_files_are_no_facts(host):
+    host.file("/etc/os-release", "\x00\ufffd=\n===\nID")
+    host.file("/proc/driver/nvidia/version", "nothing here")
+    (host.root / "sys/bus/pci/devices/0000:01:00.0").mkdir(parents=True)
+    (host.root / "etc/cdi").write_text("not a folder")
+    facts = look()
+    assert (facts.module, facts.pci, facts.cdi, facts.distribution.id) == ("", (), (), "")
+
+
+@pytest.mark.parametrize("module", ["probe", "resolve", "doctor", "setup"])
+def test_imports_stay_light(module):
+    code = f"import sys, generator.hostkit.{module}; print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
+    heavy = {
+        "asyncio",
+        "urllib.request",
+        "http.client",
+        "dataclasses",
+        "concurrent.futures",
+        "yaml",
+        "argparse",
+        "tempfile",
+        "logging",
+    }
+    already = subprocess.run(
+        [sys.executable, "-c", "import sys; print(*sys.modules)"], capture_output=True, text=True, check=True
+    )
+    assert not heavy & (set(loaded) - set(already.stdout.split()))
+
+
+def test_facts_do_not_depend_on_the_language(host, monkeypatch):
+    monkeypatch.setenv("LC_ALL", "de_DE.UTF-8")
+    host.program("nvidia-smi", '[ "$LC_ALL" = C ] && echo "0, Tesla T4, GPU-1, 535.183.01, 15360, 7.5"')
+    assert len(look().gpus) == 1
+    assert os.environ["LC_ALL"] == "de_DE.UTF-8"

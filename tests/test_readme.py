@@ -1,0 +1,31 @@
+"""The README says what is true: its options table is the one of template/cookiecutter.json, its commands exist."""
+
+from __future__ import annotations
+
+import json
+import re
+
+from conftest import ROOT
+
+from generator.__main__ import options_table
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_options_table_is_generated() -> None:
+    questions = json.loads((ROOT / "template/cookiecutter.json").read_text(encoding="utf-8"))
+    marked = re.search(r"<!-- options: python -m generator options -->\n(.*?)<!-- /options -->", README, re.DOTALL)
+    assert marked
+    assert marked[1].strip() == options_table(questions).strip()
+
+
+def test_every_make_target_it_names_exists() -> None:
+    targets = set(re.findall(r"^([a-z0-9]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    named = set(re.findall(r"\bmake ([a-z0-9]+)", README))
+    assert {"demo", "test", "e2e"} <= named <= targets
+
+
+def test_every_folder_it_names_exists() -> None:
+    places = re.findall(r"`([a-z/]+)/`", README.split("## Where things are")[1])
+    assert len(places) >= 6
+    assert all((ROOT / place).is_dir() or (ROOT / "generator" / place).is_dir() for place in places)

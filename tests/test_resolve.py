@@ -1,0 +1,434 @@
+"""The torch build for a host: a broad table of machines, and laws that no machine may break."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+from hosts import CARDS, CATALOGUE, ask, gpu
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from generator.hostkit.catalogue import BadRequest, driver_version
+from generator.hostkit.resolve import Gpu, Host, obstacles, resolve
+
+HOSTKIT = Path(__file__).parent.parent / "generator" / "hostkit"
+INDEX = "https://download.pytorch.org/whl"
+
+PINNED = [
+    # driver, cards, release -> build; "" = no build
+    ("535.183.01", ["1080 Ti"], "2.8.0", "cu126"),
+    ("580.95.05", ["1080 Ti"], "2.8.0", "cu126"),
+    ("535.183.01", ["1080 Ti"], "2.6.0", "cu124"),
+    ("570.86.10", ["5090"], "2.8.0", "cu128"),
+    ("580.95.05", ["5090"], "2.8.0", "cu128"),
+    ("570.86.10", ["5090"], "2.6.0", ""),
+    ("570.86.10", ["5090"], "2.7.1", "cu128"),
+    ("525.60.13", ["H100"], "2.8.0", "cu128"),
+    ("525.60.12", ["H100"], "2.8.0", ""),
+    ("525.147.05", ["V100"], "2.8.0", "cu128"),
+    ("525.147.05", ["V100"], "2.7.1", "cu126"),
+    ("580.95.05", ["V100"], "2.11.0", "cu126"),
+    ("535.183.01", ["T4"], "2.8.0", "cu128"),
+    ("550.54.14", ["4090"], "2.8.0", "cu128"),
+    ("550.54.14", ["4090"], "2.11.0", "cu129"),
+    ("580.95.05", ["4090"], "2.11.0", "cu130"),
+    ("580.95.05", ["B200"], "2.8.0", "cu128"),
+    ("580.95.05", ["B300"], "2.15.0", "cu132"),
+    ("470.256.02", ["3090"], "2.8.0", ""),
+    ("470.256.02", ["3090"], "2.7.1", "cu118"),
+    ("470.256.02", ["K80"], "2.6.0", "cu118"),
+    ("525.147.05", ["K80"], "2.6.0", ""),
+    ("580.95.05", ["V100", "4090"], "2.8.0", "cu128"),
+    ("580.95.05", ["1080 Ti", "4090"], "2.8.0", "cu126"),
+    ("580.95.05", ["970", "P100", "V100", "T4", "A100", "3090", "4090", "H100"], "2.14.1", "cu126"),
+    ("580.95.05", ["V100"], "2.15.0", ""),
+    ("579.99.99", ["T4"], "2.15.0", ""),
+]
+
+
+@pytest.mark.parametrize(("driver", "cards", "torch", "build"), PINNED)
+def test_pinned_release(driver, cards, torch, build):
+    answer = ask(driver, *cards, torch=torch)
+    assert answer.status == ("ok" if build else "impossible")
+    assert answer.build == (build or None)
+    if build:
+        assert answer.torch == torch
+        assert answer.devices == list(range(len(cards)))
+        default = CATALOGUE.releases[torch]["default"]["x86_64"]
+        assert answer.index_url == (None if build == default else f"{INDEX}/{build}")
+        assert answer.torchvision == CATALOGUE.releases[torch]["torchvision"]
+    else:
+        assert answer.reasons
+        assert any("CPU" in text for text in answer.advice)
+
+
+AUTO = [
+    ("535.183.01", ["1080 Ti"], "2.14.1", "cu126"),
+    ("570.86.10", ["5090"], "2.13.0", "cu129"),
+    ("580.95.05", ["5090"], "2.15.0", "cu132"),
+    ("525.60.13", ["H100"], "2.14.1", "cu126"),
+    ("470.256.02", ["V100"], "2.7.1", "cu118"),
+    ("450.80.02", ["T4"], "2.7.1", "cu118"),
+    ("580.95.05", ["V100", "5090"], "2.10.0", "cu128"),
+    ("595.71.05", ["A100"], "2.15.0", "cu132"),
+]
+
+
+@pytest.mark.parametrize(("driver", "cards", "torch", "build"), AUTO)
+def test_newest_release(driver, cards, torch, build):
+    answer = ask(driver, *cards)
+    assert (answer.status, answer.torch, answer.build) == ("ok", torch, build)
+
+
+def test_python_bounds_of_a_release():
+    assert ask("580.95.05", "4090", python="3.10").torch == "2.14.1"
+    assert ask("580.95.05", "4090", python="3.15").torch == "2.15.0"
+    assert ask("580.95.05", "4090", python="3.8").torch == "2.4.1"
+    answer = ask("580.95.05", "4090", torch="2.8.0", python="3.14")
+    assert answer.status == "impossible"
+    assert "no wheels for Python 3.14" in answer.reasons[0]
+    assert "use Python 3.13." in answer.advice
+    assert any(text.startswith("use torch 2.15.0") for text in answer.advice)
+
+
+def test_python_3_13_of_torch_2_5_is_missing_on_arm():
+    assert "3.13" in CATALOGUE.pythons("2.5.1", "x86_64")
+    assert "3.13" not in CATALOGUE.pythons("2.5.1", "aarch64")
+
+
+@pytest.mark.parametrize(
+    ("card", "driver", "torch", "build"),
+    [
+        ("GB10", "580.126.09", "auto", "cu132"),
+        ("GB10", "580.126.09", "2.11.0", "cu130"),
+        ("GH200", "550.54.15", "auto", "cu126"),
+        ("Thor", "580.126.09", "2.12.1", "cu130"),
+    ],
+)
+def test_arm(card, driver, torch, build):
+    answer = ask(driver, card, machine="aarch64", torch=torch)
+    assert (answer.status, answer.build) == ("ok", build)
+
+
+def test_arm_publication_that_nobody_checked_does_not_count():
+    answer = ask("550.54.15", "GH200", machine="aarch64", torch="2.5.1")  # cu124 for sm_90 was built, index not seen
+    assert answer.status == "impossible"
+    assert "aarch64" in answer.reasons[0]
+    assert any("use torch" in text for text in answer.advice)
+
+
+def test_arm_index_of_the_cuda_build_is_the_default_from_2_11():
+    assert ask("580.126.09", "GB10", machine="arm64", torch="2.11.0").index_url is None
+    assert ask("580.126.09", "GB10", machine="aarch64", torch="2.10.0").index_url == f"{INDEX}/cu130"
+
+
+def test_cards_that_no_build_serves_together():
+    answer = ask("580.95.05", "1080 Ti", "5090", torch="2.8.0")
+    assert (answer.status, answer.build, answer.devices) == ("partial", "cu128", [1])
+    assert [one["index"] for one in answer.excluded] == [0]
+    assert "sm_70" in answer.excluded[0]["reason"]
+    assert any("CUDA_VISIBLE_DEVICES=1" in text for text in answer.advice)
+
+
+def test_the_most_memory_wins_over_the_newest():
+    answer = ask("580.95.05", "1080 Ti", "1080 Ti", "1080 Ti", "5090", torch="2.8.0")
+    assert (answer.status, answer.build, answer.devices) == ("partial", "cu126", [0, 1, 2])
+
+
+def test_a_release_that_serves_all_cards_is_named():
+    answer = ask("580.95.05", "V100", "4090", torch="2.15.0")
+    assert answer.devices == [1]
+    assert "use torch 2.14.1 (cu126)." in answer.advice
+
+
+def test_memory_that_the_driver_does_not_print_comes_from_the_catalogue():
+    spark = Gpu(0, "NVIDIA GB10", "12.1", None)
+    small = Gpu(1, "Unheard of", "9.0", 1000)
+    answer = resolve(Host("550.54.15", (spark, small), machine="aarch64", torch="2.14.1"), CATALOGUE)
+    assert answer.devices == [1]  # cu126, the only build for this driver, has no sm_12x
+    answer = resolve(Host("580.95.05", (spark, small), machine="aarch64", torch="2.14.1"), CATALOGUE)
+    assert answer.devices == [0, 1]
+
+
+def test_a_driver_that_forgot_the_card():
+    answer = ask("610.43.02", "1080", torch="2.8.0")
+    assert answer.status == "impossible"
+    assert "580 is the last branch for Pascal" in answer.reasons[0]
+    assert any("580 branch" in text and "below 590" in text for text in answer.advice)
+    assert obstacles(Host("610.43.02", (gpu("1080"),)), CATALOGUE)[0].kind == "driver-new"
+
+
+def test_windows_drivers_of_the_580_branch_still_know_pascal():
+    assert ask("582.16", "1080", os="wsl2").status == "ok"
+
+
+@pytest.mark.parametrize(
+    ("driver", "build"),
+    [("452.39", "cu118"), ("528.32", "cu118"), ("528.33", "cu126"), ("579.99", "cu126"), ("580.88", "cu132")],
+)
+def test_floors_under_wsl(driver, build):
+    assert ask(driver, "4090", os="wsl2").build == build
+
+
+def test_linux_floor_differs_from_windows():
+    assert ask("527.41", "4090", torch="2.8.0").status == "ok"
+    assert ask("527.41", "4090", torch="2.8.0", os="wsl2").status == "impossible"
+
+
+def test_old_driver_says_what_would_help():
+    answer = ask("470.256.02", "3090", torch="2.8.0")
+    assert "too old" in answer.reasons[0]
+    assert "install driver 525.60.13 or newer." in answer.advice
+    assert "use torch 2.7.1 (cu118)." in answer.advice
+
+
+def test_two_changes_where_one_does_not_help():
+    answer = ask("610.43.02", "V100", torch="2.15.0")
+    assert any("580 branch" in text and "use torch 2.14.1" in text for text in answer.advice)
+
+
+def test_a_newer_driver_would_allow_a_newer_release():
+    assert any("580.65.06" in text and "2.15.0" in text for text in ask("535.183.01", "4090").advice)
+
+
+def test_end_of_the_road():
+    said = "torch 2.14.1 is the last release with kernels for NVIDIA GeForce GTX 1080 Ti (6.1)"
+    assert any(said in text for text in ask("535.183.01", "1080 Ti", torch="2.8.0").advice)
+    assert not any("last release" in text for text in ask("580.95.05", "T4").advice)
+
+
+def test_no_wheel_at_all():
+    answer = resolve(Host("550.54.14", (Gpu(0, "Tesla K40m", "3.5", 11441),)), CATALOGUE)
+    assert answer.status == "impossible"
+    assert any("no published x86_64 wheel has kernels" in text for text in answer.advice)
+
+
+def test_capability_by_name():
+    by_name = Gpu(0, "GeForce GTX 1080 Ti", "", None)
+    assert resolve(Host("470.256.02", (by_name,)), CATALOGUE).build == "cu118"
+    assert resolve(Host("470.256.02", (by_name._replace(capability="[N/A]"),)), CATALOGUE).build == "cu118"
+
+
+@pytest.mark.parametrize(
+    ("name", "compute"),
+    [
+        ("Quadro RTX 6000", (7, 5)),
+        ("NVIDIA RTX A6000", (8, 6)),
+        ("NVIDIA RTX 6000 Ada Generation", (8, 9)),
+        ("NVIDIA RTX PRO 6000 Blackwell Workstation Edition", (12, 0)),
+        ("NVIDIA L40S", (8, 9)),
+        ("NVIDIA A100-SXM4-40GB", (8, 0)),
+        ("NVIDIA A10", (8, 6)),
+        ("Tesla V100-DGXS-32GB", (7, 0)),
+        ("GeForce GTX 1060 3GB", (6, 1)),
+        ("nvidia  geforce rtx 3080 laptop gpu", (8, 6)),
+        ("GeForce GTX 10", None),
+        ("GeForce GTX 970M", None),
+        ("Voodoo 3", None),
+        ("", None),
+    ],
+)
+def test_names(name, compute):
+    found = CATALOGUE.by_name(name)
+    assert (found[0] if found else None) == compute
+
+
+@pytest.mark.parametrize("card", [row[0] for row in CATALOGUE._names])
+def test_every_known_name_finds_itself(card):
+    assert CATALOGUE.by_name(card) == CATALOGUE.by_name(f"NVIDIA {card}")
+
+
+def test_an_unknown_card_is_left_out_and_named():
+    answer = resolve(Host("535.183.01", (Gpu(0, "Voodoo 3", "", 16), gpu("4090", 1))), CATALOGUE)
+    assert (answer.status, answer.devices) == ("partial", [1])
+    assert "Voodoo 3" in answer.excluded[0]["reason"]
+    alone = resolve(Host("535.183.01", (Gpu(0, "Voodoo 3"),)), CATALOGUE)
+    assert alone.status == "impossible"
+    assert any("driver to 510" in text for text in alone.advice)
+
+
+def test_jetson_runs_no_code_of_its_family_before_cuda_13_2():
+    orin = Gpu(0, "Orin", "8.7", 30000)
+    answer = resolve(Host("580.95.05", (orin,), machine="aarch64", torch="2.14.1"), CATALOGUE)
+    assert answer.build == "cu132"
+
+
+def test_ptx_is_the_last_resort():
+    # no card of capability 13 exists yet: a stand-in for a GPU that is newer than every wheel
+    card = Gpu(0, "NVIDIA Next", "13.0", 1000)
+    answer = resolve(Host("590.48.01", (card,), torch="2.10.0"), CATALOGUE)
+    assert (answer.status, answer.build) == ("ok", "cu130")
+    assert any("PTX" in text for text in answer.warnings)
+    assert (
+        resolve(Host("575.51.03", (card,), torch="2.10.0"), CATALOGUE).status == "impossible"
+    )  # 12.9 update 1 is newer
+    assert resolve(Host("575.57.08", (card,), torch="2.10.0"), CATALOGUE).build == "cu129"
+    assert resolve(Host("590.48.01", (card,), torch="2.11.0"), CATALOGUE).build == "cu129"
+
+
+def test_no_gpu():
+    answer = resolve(Host("", ()), CATALOGUE)
+    assert (answer.status, answer.build) == ("impossible", None)
+    assert "no NVIDIA GPU" in answer.reasons[0]
+
+
+def test_json_keys_are_those_of_the_contract():
+    keys = "status torch torchvision build index devices excluded reasons warnings advice"
+    assert list(ask("580.95.05", "4090").as_dict()) == keys.split()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"torch": "2.8"}, "did you mean 2.8.0?"),
+        ({"torch": "9.9.9"}, "not in the catalogue"),
+        ({"os": "windows"}, "linux nor wsl2"),
+        ({"machine": "riscv64"}, "x86_64 or aarch64"),
+        ({"python": "3"}, "form 3.11"),
+        ({"driver": "new"}, "570.86.10"),
+        ({"driver": ""}, "570.86.10"),
+        ({"gpus": (Gpu(0, "x", "8"),)}, "form 8.6"),
+    ],
+)
+def test_questions_that_cannot_be_asked(change, said):
+    host = Host("580.95.05", (gpu("4090"),))._replace(**change)
+    with pytest.raises(BadRequest, match=re.escape(said)) as caught:
+        resolve(host, CATALOGUE)
+    assert str(caught.value).count("\n") == 0
+
+
+def test_a_bare_branch_number_is_its_newest_driver():
+    assert ask("580", "4090").build == ask("580.95.05", "4090").build
+    assert driver_version("580") > driver_version("580.200.1")
+
+
+# Laws
+
+cards = st.lists(st.sampled_from(sorted(CARDS)), min_size=1, max_size=4)
+new_cards = st.lists(st.sampled_from([c for c in sorted(CARDS) if float(CARDS[c][1]) >= 7.5]), min_size=1, max_size=4)
+drivers = st.sampled_from(
+    ["440.33.01", "450.80.02", "470.256.02", "525.60.12", "525.60.13", "535.183.01", "550.54.14", "570.86.10",
+     "575.57.08", "580.65.05", "580.65.06", "580.126.09", "590.48.01", "610.43.02"]
+)  # fmt: skip
+releases = st.sampled_from(["auto", *CATALOGUE.releases])
+machines = st.sampled_from(["x86_64", "aarch64"])
+systems = st.sampled_from(["linux", "wsl2"])
+pythons = st.sampled_from(["", "3.8", "3.10", "3.11", "3.13", "3.14", "3.15"])
+
+
+def runs(build, card, driver, system):
+    """The rule of design section 5 a second time, without the catalogue's sets; none of `CARDS` is one for PTX."""
+    compute = tuple(int(part) for part in CARDS[card][1].split("."))
+    number = driver_version(driver)
+    floors = {"linux": {11: (450, 80, 2), 12: (525, 60, 13), 13: (580, 65, 6)},
+              "wsl2": {11: (452, 39), 12: (528, 33), 13: (580,)}}  # fmt: skip
+    if number < floors[system][build.cuda[0]]:
+        return False
+    if (compute[0] == 3 and number[0] >= 495) or (compute < (7, 5) and number[0] >= 590):
+        return False
+    return any(sm[0] == compute[0] and sm[1] <= compute[1] for sm in build.sass)
+
+
+wishes = st.fixed_dictionaries({"torch": releases, "os": systems, "machine": machines, "python": pythons})
+
+
+@settings(max_examples=150, deadline=None)
+@given(cards, drivers, wishes)
+def test_never_a_build_that_does_not_run(names, driver, wish):
+    answer = ask(driver, *names, **wish)
+    assert (answer.build is None) == (answer.status == "impossible")
+    assert sorted(answer.devices + [one["index"] for one in answer.excluded]) == list(range(len(names)))
+    assert (answer.status == "ok") == (not answer.excluded)
+    fitting = [
+        build
+        for build in CATALOGUE.builds[wish["machine"]]
+        if build.cuda and wish["torch"] in {"auto", build.torch}
+        if not wish["python"] or wish["python"] in CATALOGUE.pythons(build.torch, wish["machine"])
+    ]
+    serves = {
+        (build.torch, build.name): [
+            number for number, card in enumerate(names) if runs(build, card, driver, wish["os"])
+        ]
+        for build in fitting
+    }
+    if answer.build:
+        assert answer.devices == serves[answer.torch, answer.build]
+    everyone = [key for key, numbers in serves.items() if len(numbers) == len(names)]
+    assert (answer.status == "ok") == bool(everyone)
+    if everyone:
+        newest = next(torch for torch in CATALOGUE.releases if torch in {key[0] for key in everyone})
+        names_of = [name for torch, name in everyone if torch == newest]
+        default = CATALOGUE.releases[newest]["default"][wish["machine"]]
+        assert (answer.torch, answer.build) == (newest, default if default in names_of else max(names_of))
+
+
+@settings(max_examples=100, deadline=None)
+@given(new_cards, drivers, drivers, releases, machines)
+def test_a_newer_driver_never_loses_a_build(names, one, other, torch, machine):
+    older, newer = sorted((one, other), key=driver_version)
+    before, after = (ask(driver, *names, torch=torch, machine=machine) for driver in (older, newer))
+    rank = ["impossible", "partial", "ok"]
+    assert rank.index(after.status) >= rank.index(before.status)
+    if torch == "auto" and before.status == after.status == "ok":
+        order = list(CATALOGUE.releases)
+        assert order.index(after.torch) <= order.index(before.torch)
+
+
+@settings(max_examples=100, deadline=None)
+@given(cards, st.sampled_from(sorted(CARDS)), drivers, releases, machines)
+def test_another_card_never_makes_a_set_runnable(names, added, driver, torch, machine):
+    with_it = ask(driver, *names, added, torch=torch, machine=machine)
+    if with_it.status == "ok":
+        assert ask(driver, *names, torch=torch, machine=machine).status == "ok"
+
+
+@settings(max_examples=50, deadline=None)
+@given(cards, drivers, releases)
+def test_the_order_of_the_cards_does_not_matter(names, driver, torch):
+    forward, backward = ask(driver, *names, torch=torch), ask(driver, *reversed(names), torch=torch)
+    assert (forward.status, forward.torch, forward.build) == (backward.status, backward.torch, backward.build)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text(max_size=12), st.text(max_size=8), st.text(max_size=8), st.text(max_size=8))
+def test_any_text_gives_an_answer_or_one_sentence(driver, name, compute, torch):
+    try:
+        answer = resolve(Host(driver, (Gpu(0, name, compute, None),), torch=torch), CATALOGUE)
+    except BadRequest as error:
+        assert "\n" not in str(error)
+    else:
+        assert answer.status in {"ok", "partial", "impossible"}
+
+
+# Python 3.8
+
+
+@pytest.mark.parametrize("file", sorted(HOSTKIT.glob("*.py")), ids=lambda file: file.name)
+def test_hostkit_parses_with_python_3_8(file):
+    tree = ast.parse(file.read_text(encoding="utf-8"), feature_version=(3, 8))
+    imports = [node for node in tree.body if isinstance(node, ast.ImportFrom) and node.module == "__future__"]
+    if file.name != "__init__.py":
+        assert [name.name for node in imports for name in node.names] == ["annotations"]
+
+
+@pytest.mark.parametrize("file", sorted(HOSTKIT.glob("*.py")), ids=lambda file: file.name)
+def test_hostkit_uses_nothing_newer_than_python_3_8(file):
+    newer = re.compile(
+        r"removeprefix|removesuffix|zip\(.*strict=|datetime\.UTC|functools\.cache\b|is_relative_to|missing_ok"
+    )
+    assert not newer.search(file.read_text(encoding="utf-8"))
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    annotations = {id(inner) for node in ast.walk(tree) for inner in _annotation_nodes(node)}
+    for node in ast.walk(tree):
+        if id(node) in annotations:
+            continue
+        if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name):
+            assert node.value.id not in {"list", "dict", "tuple", "set", "type"}, f"{file.name}:{node.lineno}"
+
+
+def _annotation_nodes(node):
+    for name in ("annotation", "returns"):
+        annotation = getattr(node, name, None)
+        if annotation is not None:
+            yield from ast.walk(annotation)

@@ -1,0 +1,525 @@
+"""What host-setup writes, and what it leaves alone."""
+
+import base64
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from hosts import CATALOGUE, DescribedHost, facts
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from generator.hostkit import setup
+from generator.hostkit.catalogue import BadRequest
+from generator.hostkit.probe import Docker, Smi
+from generator.hostkit.setup import BEGIN, END, Project, Wishes
+
+ROOT = Path(__file__).parent.parent
+GPU_FILE = """# the host's GPUs
+x-gpu: &gpu
+  deploy:
+    resources:
+      reservations:
+        devices:
+          - {driver: nvidia, count: all, capabilities: [gpu]}
+
+services:
+  dev: *gpu
+  train:  # long runs
+    <<: *gpu
+    environment:
+      LONG: "1"
+"""
+
+
+def certificate(text: str) -> str:
+    body = base64.b64encode(b"\x30\x82" + text.encode() * 20).decode()
+    return f"-----BEGIN CERTIFICATE-----\n{body}\n-----END CERTIFICATE-----\n"
+
+
+@pytest.fixture
+def host(tmp_path, monkeypatch):
+    return DescribedHost(tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def project(tmp_path, host):
+    folder = tmp_path / "my-detector"
+    (folder / ".devcontainer").mkdir(parents=True)
+    settings = {"slug": "my-detector", "torch": "2.8.0", "python": "3.11"}
+    (folder / ".devcontainer" / "project.json").write_text(json.dumps(settings))
+    for name in ("gpu", "gpu-cdi"):
+        (folder / f"compose.{name}.yaml").write_text(GPU_FILE)
+    (folder / "compose.cpu.yaml").write_text("services:\n  dev: {}\n")
+    return folder
+
+
+def run(project, case, accel=None):
+    return setup.run(project, accel, CATALOGUE, case)
+
+
+def block(project):
+    text = (project / ".env").read_text()
+    assert text.endswith(END + "\n")
+    return dict(line.split("=", 1) for line in text[text.index(BEGIN) :].splitlines()[1:-1])
+
+
+def local(project):
+    return (project / ".devcontainer" / "compose.local.yaml").read_text()
+
+
+def test_a_workstation(project, capsys):
+    assert run(project, facts("4090")) == 0
+    assert block(project) == {
+        "COMPOSE_FILE": "compose.yaml:.devcontainer/compose.local.yaml",
+        "COMPOSE_PATH_SEPARATOR": ":",
+        "COMPOSE_PROJECT_NAME": "my-detector-ada",
+        "DEV_UID": "1001",
+        "DEV_GID": "1002",
+        "TORCH_VERSION": "2.8.0",
+        "TORCHVISION_VERSION": "0.23.0",
+        "TORCH_BUILD": "cu128",
+        "TORCH_INDEX": "",
+        "HOST_CA": "./.devcontainer/host-ca.pem",
+    }
+    assert local(project).endswith(GPU_FILE)
+    assert (project / ".devcontainer" / "host-ca.pem").read_bytes() == b""
+    out = capsys.readouterr().out.splitlines()
+    assert out[-1] == (
+        "host-setup: NVIDIA GeForce RTX 4090, driver 570.86.10 -> torch 2.8.0+cu128 on the GPU (default package index)"
+    )
+    assert len(out) <= 12
+
+
+def test_an_older_card_gets_the_build_with_its_index(project):
+    assert run(project, facts("1080 Ti", driver="535.183.01")) == 0
+    assert (block(project)["TORCH_BUILD"], block(project)["TORCH_INDEX"]) == (
+        "cu126",
+        "https://download.pytorch.org/whl/cu126",
+    )
+
+
+def test_cards_that_are_not_served_are_hidden(project, capsys):
+    assert run(project, facts("1080 Ti", "5090", driver="580.95.05")) == 0
+    services = yaml.safe_load(local(project))["services"]
+    for name in ("dev", "train"):
+        assert services[name]["environment"]["CUDA_VISIBLE_DEVICES"] == "1"
+        assert services[name]["environment"]["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+        assert services[name]["deploy"]["resources"]["reservations"]["devices"]
+    assert services["train"]["environment"]["LONG"] == "1"
+    assert "GTX 1080 Ti" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("docker", "more", "accel"),
+    [
+        (Docker("ok", version="28.3.0", runtimes=("nvidia",)), {}, "gpu"),
+        (Docker("ok", version="28.3.0", runtimes=("nvidia",)), {"cdi": ("/etc/cdi/nvidia.yaml",)}, "gpu"),
+        (Docker("ok", version="28.3.0"), {"cdi": ("/etc/cdi/nvidia.yaml",)}, "gpu-cdi"),
+        (Docker("ok", version="28.3.0", cdi=True), {}, "gpu-cdi"),
+        (Docker("ok", version="5.4.0", kind="podman", rootless=True), {"cdi": ("/etc/cdi/nvidia.yaml",)}, "gpu-cdi"),
+        (Docker("ok", version="5.4.0", kind="podman", rootless=True), {}, "cpu"),
+        (Docker("ok", version="20.10.24"), {"toolkit": "", "cdi": ("/etc/cdi/nvidia.yaml",)}, "cpu"),
+        (Docker("ok", version="28.3.0", kind="desktop"), {"toolkit": ""}, "gpu"),
+        (Docker("ok", version="28.3.0"), {"toolkit": "", "hook": True}, "gpu"),
+        (Docker("ok", version="28.3.0"), {"toolkit": "1.19.1"}, "gpu"),
+        (Docker("ok", version="28.3.0"), {"toolkit": ""}, "cpu"),
+        (Docker("missing"), {"toolkit": ""}, "cpu"),
+    ],
+)
+def test_how_the_gpu_reaches_the_container(docker, more, accel):
+    decision = setup.decide(facts("4090", docker=docker, **more), Project("p", "2.8.0", "3.11"), Wishes(), CATALOGUE)
+    assert decision.accel == accel
+    assert decision.build.name == ("cpu" if accel == "cpu" else "cu128")
+
+
+def test_no_toolkit_says_the_command(project, capsys):
+    assert run(project, facts("4090", docker=Docker("ok", version="28.3.0"), toolkit="")) == 0
+    out = capsys.readouterr().out
+    assert "NVIDIA Container Toolkit is not installed" in out
+    assert "nvidia-container-toolkit" in out
+    assert out.splitlines()[-1] == "host-setup: torch 2.8.0+cpu on the CPU (https://download.pytorch.org/whl/cpu)"
+
+
+@pytest.mark.parametrize(
+    ("case", "said"),
+    [
+        (facts(), "no NVIDIA GPU here"),
+        (facts(pci=("0000:01:00.0",)), "ubuntu-drivers install"),
+        (facts(smi=Smi("hangs"), pci=("0000:01:00.0",)), "does not answer"),
+        (facts(smi=Smi("mismatch")), "sudo reboot"),
+        (facts("1080", driver="610.43.02"), "580 is the last branch for Pascal"),
+        (facts("4090", docker=Docker("down"), toolkit=""), "daemon is not running"),
+    ],
+)
+def test_the_cpu_is_never_chosen_in_silence(project, capsys, case, said):
+    assert run(project, case) == 0
+    assert block(project)["TORCH_BUILD"] == "cpu"
+    assert said in capsys.readouterr().out
+
+
+def test_cpu_index_on_arm_is_the_default_up_to_2_10():
+    arm = facts(system="macos", machine="aarch64")
+    index = {t: setup.decide(arm, Project("p", t, "3.11"), Wishes(), CATALOGUE).index_url for t in ("2.10.0", "2.11.0")}
+    assert index == {"2.10.0": "", "2.11.0": "https://download.pytorch.org/whl/cpu"}
+
+
+def test_auto_on_the_cpu_is_the_newest_release_with_wheels_for_this_python():
+    def chosen(python):
+        return setup.decide(facts(), Project("p", "auto", python), Wishes(), CATALOGUE).build.torch
+
+    assert (chosen("3.11"), chosen("3.10"), chosen("3.8")) == ("2.15.0", "2.14.1", "2.4.1")
+
+
+# .env
+
+
+def test_the_users_lines_stay(project):
+    own = "# mine\r\nDATA_DIR=/big/data\n\nexport WANDB_API_KEY='a b'  # secret\nDEV_UID=7"
+    (project / ".env").write_bytes(own.encode())
+    assert run(project, facts("4090")) == 0
+    assert (project / ".env").read_bytes().startswith(own.encode() + b"\n" + BEGIN.encode())
+
+
+def test_lines_below_the_block_stay_the_users(project):
+    run(project, facts("4090"))
+    with (project / ".env").open("a") as file:
+        file.write("RUNS_DIR=/big/runs\n")
+    run(project, facts("4090"))
+    text = (project / ".env").read_text()
+    assert text.index("RUNS_DIR") < text.index(BEGIN)
+    assert text.count(BEGIN) == text.count(END) == 1
+
+
+def test_a_damaged_block_costs_no_line_of_the_users(project):
+    run(project, facts("4090"))
+    text = (project / ".env").read_text().replace(END + "\n", "")
+    (project / ".env").write_text(text + "RUNS_DIR=/big/runs\n")
+    run(project, facts("4090"))
+    assert "RUNS_DIR=/big/runs\n" in (project / ".env").read_text()
+    assert (project / ".env").read_text().count("TORCH_BUILD") == 1
+
+
+def test_same_bytes_are_not_written_again(project):
+    names = [".env", ".devcontainer/compose.local.yaml", ".devcontainer/host-ca.pem"]
+    run(project, facts("4090"))
+    before = [((project / name).read_bytes(), (project / name).stat().st_ino) for name in names]
+    run(project, facts("4090", seconds=9.9))
+    assert [((project / name).read_bytes(), (project / name).stat().st_ino) for name in names] == before
+
+
+def test_the_mode_of_env_is_kept(project):
+    (project / ".env").write_text("TOKEN=secret\n")
+    (project / ".env").chmod(0o600)
+    run(project, facts("4090"))
+    assert (project / ".env").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_linked_env_stays_a_link(project, tmp_path):
+    (tmp_path / "elsewhere").write_text("A=1\n")
+    (project / ".env").symlink_to(tmp_path / "elsewhere")
+    run(project, facts("4090"))
+    assert (project / ".env").is_symlink()
+    assert (tmp_path / "elsewhere").read_text().startswith("A=1\n" + BEGIN)
+
+
+LINES = st.lists(
+    st.sampled_from(["", "A=1", "# note", BEGIN, END, "DEV_UID=3", "TORCH_BUILD=cu126", "  ", "é=ü", "X='"]), max_size=8
+)
+
+
+@settings(max_examples=80, deadline=None)
+@given(LINES)
+def test_splitting_keeps_every_byte_and_settles(lines):
+    text = "\n".join(lines) + "\n"
+    own, ours = setup.split_env(text)
+    assert sorted(own.splitlines() + ours.splitlines()) == sorted(text.splitlines())
+    assert {"A=1", "# note", "é=ü", "X='"} & set(lines) <= set(own.splitlines())
+    again = own + BEGIN + "\nDEV_UID=1\n" + END + "\n"
+    assert setup.split_env(again)[0] == own or BEGIN in own
+
+
+# Overrides
+
+
+def test_overrides_from_the_shell_come_before_those_in_env(project, monkeypatch):
+    (project / ".env").write_text("TORCH_BUILD=cu126\nYOLO_ACCEL=gpu-cdi\n")
+    run(project, facts("4090"))
+    assert block(project)["TORCH_BUILD"] == "cu126"
+    monkeypatch.setenv("TORCH_BUILD", "cu129")
+    run(project, facts("4090"))
+    assert block(project)["TORCH_BUILD"] == "cu129"
+    assert (project / ".env").read_text().startswith("TORCH_BUILD=cu126\nYOLO_ACCEL=gpu-cdi\n")
+
+
+def test_the_last_line_wins_and_quotes_and_comments_do_not_count():
+    values = setup.own_values("A=1\nA = '2' # x\nB=\"c d\"\nC=a#b # c\nexport D=4\n#E=5\nF=\nG= # g\n")
+    assert values == {"A": "2", "B": "c d", "C": "a#b", "D": "4", "F": "", "G": ""}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "result"),
+    [
+        ("YOLO_ACCEL", "cpu", {"TORCH_BUILD": "cpu"}),
+        ("TORCH_BUILD", "cpu", {"TORCH_BUILD": "cpu", "TORCH_INDEX": "https://download.pytorch.org/whl/cpu"}),
+        ("TORCH_VERSION", "2.9.1", {"TORCH_VERSION": "2.9.1", "TORCHVISION_VERSION": "0.24.1", "TORCH_BUILD": "cu128"}),
+        ("TORCH_VERSION", "auto", {"TORCH_VERSION": "2.14.1", "TORCH_BUILD": "cu126"}),
+        ("TORCH_BUILD", "cu126", {"TORCH_INDEX": "https://download.pytorch.org/whl/cu126"}),
+    ],
+)
+def test_overrides(project, monkeypatch, name, value, result):
+    monkeypatch.setenv(name, value)
+    assert run(project, facts("4090")) == 0
+    assert {key: block(project)[key] for key in result} == result
+
+
+def test_a_mirror_of_the_pytorch_index(project, monkeypatch):
+    monkeypatch.setenv("TORCH_INDEX_BASE", "https://mirror.example/pytorch-wheels/")
+    run(project, facts("1080 Ti"))
+    assert block(project)["TORCH_INDEX"] == "https://mirror.example/pytorch-wheels/cu126"
+    run(project, facts("4090"))
+    assert block(project)["TORCH_INDEX"] == ""
+
+
+def test_a_project_name_of_the_users_own(project, monkeypatch):
+    (project / ".env").write_text("COMPOSE_PROJECT_NAME=mine\n")
+    run(project, facts("4090"))
+    assert "COMPOSE_PROJECT_NAME" not in block(project)
+
+
+def test_an_asked_for_build_that_does_not_run_is_taken_with_a_warning(project, monkeypatch, capsys):
+    monkeypatch.setenv("TORCH_BUILD", "cu126")
+    assert run(project, facts("5090")) == 0
+    assert block(project)["TORCH_BUILD"] == "cu126"
+    assert "does not run here" in capsys.readouterr().out
+
+
+def test_a_gpu_that_was_asked_for_but_is_not_there(project):
+    assert run(project, facts(), "gpu") == 0
+    assert block(project)["TORCH_BUILD"] == "cu128"
+    assert local(project).endswith(GPU_FILE)
+
+
+def test_visible_devices_are_the_question_and_the_answer(project, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    run(project, facts("1080 Ti", "5090", driver="580.95.05"))
+    assert block(project)["TORCH_BUILD"] == "cu126"
+    assert yaml.safe_load(local(project))["services"]["dev"]["environment"]["CUDA_VISIBLE_DEVICES"] == "0"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-00000001")
+    run(project, facts("1080 Ti", "5090", driver="580.95.05"))
+    assert block(project)["TORCH_BUILD"] == "cu128"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    run(project, facts("1080 Ti", "5090", "1080", driver="580.95.05"))
+    assert yaml.safe_load(local(project))["services"]["dev"]["environment"]["CUDA_VISIBLE_DEVICES"] == "1"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    run(project, facts("1080 Ti", "5090", driver="580.95.05"))
+    assert block(project)["TORCH_BUILD"] == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("YOLO_ACCEL", "cuda"),
+        ("TORCH_BUILD", "cuda12"),
+        ("TORCH_BUILD", "cu134"),
+        ("TORCH_VERSION", "2.8"),
+        ("TORCH_VERSION", "$(reboot)"),
+        ("CUDA_VISIBLE_DEVICES", "all"),
+        ("CUDA_VISIBLE_DEVICES", "7"),
+        ("CUDA_VISIBLE_DEVICES", '0"\n      x: "'),
+        ("TORCH_INDEX_BASE", "mirror"),
+        ("TORCH_INDEX_BASE", "https://m/$HOME"),
+        ("EXTRA_CA_CERTS", "/nowhere"),
+        ("COMPOSE_PROJECT_NAME", "My Project"),
+    ],
+)
+def test_a_bad_override_is_one_sentence_and_nothing_is_written(project, monkeypatch, capsys, name, value):
+    (project / ".env").write_text("A=1\n")
+    monkeypatch.setenv(name, value)
+    before = sorted((path, path.read_bytes()) for path in project.rglob("*") if path.is_file())
+    assert run(project, facts("4090")) == 2
+    assert name in capsys.readouterr().err
+    assert sorted((path, path.read_bytes()) for path in project.rglob("*") if path.is_file()) == before
+
+
+# Who the container's user is
+
+
+def test_root_works_for_the_owner_of_the_project(project, capsys):
+    case = facts("4090", uid=0, gid=0)
+    owner = project.stat()
+    assert setup.identity(project, case) == (owner.st_uid, owner.st_gid)
+    run(project, case)
+    assert "root" in capsys.readouterr().out
+
+
+def test_root_gives_the_files_to_the_owner(project, monkeypatch):
+    given_to = []
+    monkeypatch.setattr(setup.os, "geteuid", lambda: 0)
+    monkeypatch.setattr(setup.os, "chown", lambda _path, uid, gid: given_to.append((uid, gid)))
+    run(project, facts("4090", uid=0, gid=0))
+    owner = project.stat()
+    assert given_to == [(owner.st_uid, owner.st_gid)] * 3
+
+
+@pytest.mark.parametrize(
+    ("change", "ids"),
+    [
+        ({}, (1001, 1002)),
+        ({"docker": Docker("ok", rootless=True)}, (0, 0)),
+        ({"system": "macos"}, (1000, 1000)),
+        ({"system": "windows", "uid": None, "gid": None}, (1000, 1000)),
+    ],
+)
+def test_identity(project, change, ids):
+    assert setup.identity(project, facts(**change)) == ids
+
+
+@pytest.mark.parametrize(
+    ("slug", "user", "name"),
+    [
+        ("my-detector", "ada", "my-detector-ada"),
+        ("P", "DOMAIN\\Zoë Ü", "p-domain-zo"),
+        ("p", "", "p-1001"),
+        ("", "-x-", "project-x"),
+    ],
+)
+def test_compose_project_name(slug, user, name):
+    assert setup.compose_project_name(slug, facts(user=user)) == name
+
+
+# Certificates
+
+
+def test_certificates_of_the_site_are_collected_once(host, project, monkeypatch):
+    one, two, three = (certificate(name) for name in ("one", "two", "three"))
+    host.file("/usr/local/share/ca-certificates/corp/a.crt", "Subject: A\n" + one)
+    host.file("/etc/pki/ca-trust/source/anchors/b.pem", one.replace("\n", "\r\n") + two)
+    host.file(
+        "/etc/pki/ca-trust/source/anchors/key.pem", "-----BEGIN PRIVATE KEY-----\nMIIE\n-----END PRIVATE KEY-----\n"
+    )
+    host.file("/usr/local/share/ca-certificates/notes.txt", certificate("no"))
+    host.file(
+        "/etc/ca-certificates/trust-source/anchors/bad", "-----BEGIN CERTIFICATE-----\n!!!\n-----END CERTIFICATE-----\n"
+    )
+    extra = project / "ca"
+    extra.mkdir()
+    (extra / "c.pem").write_text(three)
+    (project / ".env").write_text("EXTRA_CA_CERTS=ca\n")
+    assert run(project, facts("4090")) == 0
+    text = (project / ".devcontainer" / "host-ca.pem").read_text()
+    assert text.count("BEGIN CERTIFICATE") == 3
+    assert "PRIVATE" not in text
+    for wanted in (one, two, three):
+        assert wanted.split("\n")[1][:60] in text
+    assert all(len(line) <= 64 for line in text.splitlines())
+
+
+def test_extra_certificates_can_be_one_file(project, monkeypatch, tmp_path):
+    file = tmp_path / "corp.pem"
+    file.write_text(certificate("corp"))
+    monkeypatch.setenv("EXTRA_CA_CERTS", str(file))
+    run(project, facts("4090"))
+    assert (project / ".devcontainer" / "host-ca.pem").read_text().count("BEGIN") == 1
+
+
+# Writing
+
+
+def test_names_that_yaml_forbids_do_not_reach_the_compose_file(project):
+    case = facts("4090")
+    odd = case.smi.gpus[0]._replace(name="Bad\x07\nservices: \udcff\u2028x", capability="8.9")
+    assert run(project, case._replace(smi=case.smi._replace(gpus=(odd,)))) == 0
+    assert list(yaml.safe_load(local(project))["services"]) == ["dev", "train"]
+
+
+def test_a_read_only_project_that_is_prepared_is_fine(project, monkeypatch, capsys):
+    run(project, facts("4090"))
+
+    usual = Path.open
+
+    def refuse(path, mode="r", *more, **options):
+        if "w" in mode:
+            raise OSError(30, "Read-only file system")
+        return usual(path, mode, *more, **options)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    assert run(project, facts("4090")) == 0
+    assert run(project, facts("1080 Ti")) == 1
+    err = capsys.readouterr().err
+    assert "Read-only file system" in err
+    assert err.count("\n") == 1
+
+
+def test_a_write_that_fails_leaves_no_rubbish(project, monkeypatch):
+    run(project, facts("4090"))
+    before = sorted((path, path.read_bytes()) for path in project.rglob("*") if path.is_file())
+
+    def refuse(*_args, **_kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    assert run(project, facts("1080 Ti")) == 1
+    assert sorted((path, path.read_bytes()) for path in project.rglob("*") if path.is_file()) == before
+
+
+def test_a_missing_compose_file_is_named(project, capsys):
+    (project / "compose.gpu.yaml").unlink()
+    assert run(project, facts("4090")) == 1
+    assert "compose.gpu.yaml" in capsys.readouterr().err
+
+
+def test_a_damaged_project_file_is_named(project, capsys):
+    (project / ".devcontainer" / "project.json").write_text("{")
+    assert run(project, facts("4090")) == 2
+    assert "project.json" in capsys.readouterr().err
+
+
+def test_opens_at_the_same_time(host, project):
+    host.nvidia_smi("580.95.05", "1080 Ti", "5090")
+    host.docker(ServerVersion="28.3.0", Runtimes={"nvidia": {}})
+    (project / ".env").write_text("MINE=1\n")
+    command = [sys.executable, "-m", "generator.hostkit", "setup", "--project", str(project)]
+    environment = {**os.environ, **host.environment}
+    running = [subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE) for _ in range(6)]
+    assert [process.wait(60) for process in running] == [0] * 6
+    assert (project / ".env").read_text().startswith("MINE=1\n" + BEGIN)
+    assert block(project)["TORCH_BUILD"] == "cu128"
+    assert sorted(path.name for path in (project / ".devcontainer").iterdir()) == [
+        "compose.local.yaml", "host-ca.pem", "project.json",
+    ]  # fmt: skip
+    assert not [path.name for path in project.iterdir() if path.name.startswith("..env")]
+
+
+def test_services_in_other_shapes_get_the_devices():
+    text = (
+        "name: x\nservices:\n  dev:\n    image: a\n    environment:\n      A: 1\n\n"
+        "  # note\n  train: {image: b}\nvolumes:\n  dev:\n"
+    )
+    with pytest.raises(BadRequest, match="train"):
+        setup.with_devices(text, "0")
+    found = yaml.safe_load(setup.with_devices(text.replace("train: {image: b}", "train:\n    image: b"), "0,2"))
+    assert found["services"]["dev"]["environment"] == {
+        "A": 1,
+        "CUDA_VISIBLE_DEVICES": "0,2",
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+    }
+    assert found["services"]["train"]["environment"]["CUDA_VISIBLE_DEVICES"] == "0,2"
+    assert found["volumes"] == {"dev": None}
+    assert setup.with_devices(text, "") == text
+
+
+def test_a_decision_that_changed_is_said_once(project, capsys):
+    said = "host-setup: this differs from the last time"
+    assert run(project, facts()) == 0
+    assert said not in capsys.readouterr().out
+    assert run(project, facts("4090")) == 0
+    out = capsys.readouterr().out
+    assert said in out
+    assert "'Rebuild Container'" in out
+    assert run(project, facts("4090")) == 0
+    assert said not in capsys.readouterr().out
