@@ -3,6 +3,8 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# code/ of the template is tested in place; compiled files beside it would be copied into projects
+export PYTHONDONTWRITEBYTECODE := 1
 
 .PHONY: demo test lint e2e bench lock clean
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from .hostkit.__main__ import add_doctor, add_resolve
 from .hostkit.catalogue import BadRequest
+from .hostkit.terminal import printable, tolerate
 
 ROOT = Path(__file__).resolve().parent.parent
 QUESTIONS = ROOT / "template" / "cookiecutter.json"
@@ -34,11 +35,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _add_catalog(commands.add_parser("catalog", help="check catalog.yaml and rewrite catalog.json"))
     options = commands.add_parser("options", help="print the questions of the template as a Markdown table")
     options.set_defaults(run=lambda _: _options())
+    tolerate(sys.stdout, sys.stderr)
     chosen = parser.parse_args(arguments)
     try:
         return int(chosen.run(chosen))
     except BadRequest as error:
-        print(f"generator: {error}", file=sys.stderr)
+        print(printable(f"generator: {error}"), file=sys.stderr)
         return 2
     except BrokenPipeError:  # `… | head` has seen enough
         sys.stderr.close()
@@ -69,7 +71,10 @@ def _new(options: argparse.Namespace) -> int:
     except (CookiecutterException, ValueError) as error:
         raise BadRequest(" ".join(str(error).split()).rstrip(".") + ".") from None
     except OSError as error:
-        raise BadRequest(f"{error.filename or options.output} cannot be written: {error.strerror}.") from None
+        # cookiecutter raises its own, which holds neither name nor reason
+        reason = error.strerror or getattr(error.__cause__, "strerror", None) or str(error)
+        where = error.filename or options.output
+        raise BadRequest(f"{where} cannot be written ({reason}): name another folder with --output.") from None
     return 0
 
 

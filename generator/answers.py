@@ -88,11 +88,10 @@ def _line(longest: int) -> Callable[[str], Iterator[tuple[str, str]]]:
             yield f"{shown(value)} begins or ends with a blank", "Remove it"
         if len(value) > longest:
             yield f"is {len(value)} characters long", f"Use at most {longest}"
-        # Cc control, Cf invisible (bidirectional overrides), Cs lone surrogates, Zl and Zp line ends of Unicode
-        if any(
-            unicodedata.category(c) in {"Cc", "Cs", "Zl", "Zp"} or c in "\u202a\u202b\u202c\u202d\u202e" for c in value
-        ):
-            yield f"{shown(value)} holds a line end or another control character", "Keep it to one plain line"
+        # Cc control, Cf invisible (such as those that reverse the reading direction), Cs lone surrogates, Zl and Zp
+        # line ends of Unicode; the two joiners are part of scripts and of emoji
+        if any(unicodedata.category(c) in {"Cc", "Cf", "Cs", "Zl", "Zp"} and c not in "\u200c\u200d" for c in value):
+            yield f"{shown(value)} holds a line end or another invisible character", "Keep it to one plain line"
         if any(mark in value for mark in JINJA):
             # `cruft update` renders recorded answers, so they would run there.
             yield f"{shown(value)} holds template marks", "Leave out {{ }}, {% %} and {# #}"
@@ -143,7 +142,7 @@ def _together(answers: Mapping[str, Any], python_bounds: Mapping[str, list[str]]
     size = str(answers.get("image_size"))
     if (
         str(answers.get("model")).endswith("6")
-        and size.isdecimal()
+        and re.fullmatch(r"[0-9]{1,4}", size)
         and not int(size) % STRIDE
         and int(size) % STRIDE_P6
     ):

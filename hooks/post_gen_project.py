@@ -6,7 +6,10 @@ Nothing is downloaded, nothing outside the project is written, and nothing that 
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from threading import Thread
@@ -19,17 +22,36 @@ PATIENCE = 2.0
 SOURCES = ("template", "hooks", "generator")
 
 
+GIT_PLACES = {
+    "GIT_DIR",
+    "GIT_WORK_TREE",
+    "GIT_INDEX_FILE",
+    "GIT_PREFIX",
+    "GIT_OBJECT_DIRECTORY",
+    "GIT_COMMON_DIR",
+    "GIT_NAMESPACE",
+}
+
+
 def main(answers: Mapping[str, Any]) -> None:
-    """Complete the project in the current directory."""
+    """Complete the project in the current directory, or exit 1 with a sentence: cookiecutter then removes it."""
     project = Path.cwd()
-    install_hostkit(project)
-    remove_empty_folders(project)
+    try:
+        install_hostkit(project)
+        remove_what_was_not_chosen(project)
+    except OSError as error:
+        sys.exit(f"\nNo project was made: {error.filename} could not be written ({error.strerror}).\n")
     # Beside the host check, which waits for other programs too.
     tracking = Thread(target=link_and_track, args=(project, answers))
     tracking.start()
     words = closing_words(project, answers)
     tracking.join()
-    print("\n".join(words), flush=True)
+    # A name that the terminal's encoding lacks, or a reader that went away (`| head`), must not cost the project.
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    try:
+        print("\n".join(words), flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def link_and_track(project: Path, answers: Mapping[str, Any]) -> None:
@@ -48,9 +70,12 @@ def install_hostkit(project: Path) -> None:
         (target / path.relative_to(source)).write_bytes(path.read_bytes())
 
 
-def remove_empty_folders(project: Path) -> None:
-    """Remove folders in which every file was left out by an answer."""
+def remove_what_was_not_chosen(project: Path) -> None:
+    """Remove folders in which every file was left out by an answer, and compiled Python of the template's own tests."""
     for folder in sorted((path for path in project.rglob("*") if path.is_dir()), reverse=True):
+        if folder.name == "__pycache__":
+            for file in folder.iterdir():
+                file.unlink()
         if not any(folder.iterdir()):
             folder.rmdir()
 
@@ -58,14 +83,16 @@ def remove_empty_folders(project: Path) -> None:
 def link_for_updates(project: Path, answers: Mapping[str, Any]) -> None:
     """Write .cruft.json, so that `cruft check`, `diff` and `update` work on a project of plain cookiecutter.
 
-    Only when the repository has an origin and its template is unchanged since the commit that the link names.
+    Only when this repository has an origin and its template is unchanged since the commit that the link names.
     """
+    if not (ROOT / ".git").exists():  # a folder of another repository: its commits are not ours
+        return
     status = git(ROOT, "status", "--porcelain=v2", "--branch", "--", *SOURCES)
     if status is None:
         return
     about = dict(line[2:].split(" ", 1) for line in status.splitlines() if line.startswith("# "))
     changed = any(not line.startswith("# ") for line in status.splitlines())
-    commit, origin = about.get("branch.oid", ""), git(ROOT, "remote", "get-url", "origin")
+    commit, origin = about.get("branch.oid", ""), address(git(ROOT, "remote", "get-url", "origin") or "")
     if changed or not origin or commit in ("", "(initial)"):
         return
     kept = {key: value for key, value in answers.items() if not key.startswith("_")}
@@ -76,9 +103,17 @@ def link_for_updates(project: Path, answers: Mapping[str, Any]) -> None:
         "context": {"cookiecutter": {**kept, "_template": origin}},
         "directory": "template",
     }
-    (project / ".cruft.json").write_text(
-        json.dumps(link, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n"
-    )
+    text = json.dumps(link, indent=2, ensure_ascii=False) + "\n"
+    (project / ".cruft.json").write_bytes(text.encode("utf-8"))
+
+
+def address(origin: str) -> str:
+    """`origin` as it may be committed and used from elsewhere: without a password or token, a local path in full."""
+    if "://" in origin:
+        return re.sub(r"^([a-z+]+://)[^/@]*@", r"\1", origin)
+    if origin and ":" not in origin.split("/", maxsplit=1)[0]:  # unlike git@host:path
+        return str((ROOT / origin).resolve())
+    return origin
 
 
 def track(project: Path) -> None:
@@ -90,9 +125,12 @@ def track(project: Path) -> None:
 
 def git(folder: Path, *arguments: str) -> str | None:
     """What git answers in `folder`, or None when it fails or is not installed."""
+    # A GIT_DIR or GIT_INDEX_FILE of the caller (a git hook, say) would lead into another repository.
+    environment = {name: value for name, value in os.environ.items() if name not in GIT_PLACES}
     try:
         done = subprocess.run(
             ["git", "-C", str(folder), *arguments],
+            env=environment,
             capture_output=True,
             text=True,
             encoding="utf-8",
@@ -126,6 +164,7 @@ def host_words(answers: Mapping[str, Any]) -> list[str]:
         # Inside the guard, with everything that they import.
         from generator.hostkit import doctor, probe, setup  # noqa: PLC0415
         from generator.hostkit.catalogue import Catalogue  # noqa: PLC0415
+        from generator.hostkit.terminal import printable  # noqa: PLC0415
 
         catalogue = Catalogue.read(ROOT / "generator" / "catalog.json")
         # Without asking the container engine, which takes longer than everything else here: nothing of it decides the
@@ -135,10 +174,8 @@ def host_words(answers: Mapping[str, Any]) -> list[str]:
         answer = doctor.resolution(facts, catalogue, torch, python)
         words = doctor.summary(facts, answer, doctor.examine(facts, answer, catalogue, torch, python))
         if not facts.gpus:
-            project = setup.Project(torch=torch, python=python)
-            words.append(
-                setup.decide(facts, project, setup.Wishes(), catalogue).summary.replace("torch ", "torch   ", 1)
-            )
+            decision = setup.decide(facts, setup.Project(torch=torch, python=python), setup.Wishes(), catalogue)
+            words.append(printable(decision.summary.replace("torch ", "torch   ", 1)))
         return words
     except Exception as error:
         return [

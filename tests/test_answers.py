@@ -100,6 +100,8 @@ def test_odd_texts_are_accepted(question: str, text: str) -> None:
         "x" * 300,
         "a\u2028b",
         "\u202eevil",
+        "\u2066evil\u2069",
+        "\u200b",
         "\ud800",
     ],
 )
@@ -123,6 +125,10 @@ def test_a_p6_model_needs_a_multiple_of_64() -> None:
     assert problem == (
         "image_size: yolov5s6 needs a multiple of 64, and 672 is none. Use 704, or a model without the 6."
     )
+
+
+def test_a_size_of_thousands_of_digits_is_a_problem_not_a_traceback() -> None:
+    assert problems(model="yolov5n6", image_size="9" * 5000)
 
 
 def test_torch_without_wheels_for_that_python() -> None:

@@ -1,6 +1,7 @@
 """python -m generator and python -m hostkit, as a person calls them."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -57,6 +58,12 @@ def test_resolve_speaks(capsys):
         (["--gpu", ",,"], 2),
         (["--gpu", "x,8.6,much"], 2),
         (["--gpu", "x,8,1"], 2),
+        (["--gpu", "X,8.9,²"], 2),
+        (["--gpu", "X,٨.٩,1"], 2),
+        (["--gpu", "X,8.9," + "9" * 5000], 2),
+        (["--gpu", "X," + "9" * 5000], 2),
+        (["--gpu", "X", "--driver", "5" * 5000], 2),
+        (["--gpu", "X", "--driver", "٥٨٠.1"], 2),
         (["--gpu", RTX_5090, "--torch", "3"], 2),
         (["--gpu", RTX_5090, "--os", "bsd"], 2),
         (["--gpu", RTX_5090, "--machine", "mips"], 2),
@@ -68,12 +75,37 @@ def test_resolve_exit_status(capsys, arguments, status):
     result, _, err = run(capsys, "resolve", "--driver", "580.95.05", *arguments)
     assert result == status
     assert err.count("\n") == (1 if status == 2 else 0)
+    assert len(err) < 400
 
 
 def test_resolve_about_this_host(capsys, tmp_path, monkeypatch):
     DescribedHost(tmp_path, monkeypatch).nvidia_smi("580.95.05", "4090")
     status, out, _ = run(capsys, "resolve", "--json", "--machine", "x86_64")
     assert (status, json.loads(out)["build"]) == (0, "cu132")
+
+
+def test_resolve_does_not_take_a_broken_driver_for_no_gpu(capsys, tmp_path, monkeypatch):
+    host = DescribedHost(tmp_path, monkeypatch)
+    host.says("nvidia-smi", "oops\n")
+    status, out, _ = run(capsys, "resolve", "--json", "--machine", "x86_64")
+    assert (status, json.loads(out)["reasons"]) == (1, ["nvidia-smi answers nothing that can be read: oops."])
+    host.says("nvidia-smi", "0, X, GPU-1, [N/A], [N/A], [N/A]\n")
+    status, _, err = run(capsys, "resolve")
+    assert (status, err.count("\n"), "give --driver and --gpu" in err) == (2, 1, True)
+
+
+@pytest.mark.parametrize("module", ["generator", "generator.hostkit"])
+def test_what_is_printed_is_fit_for_any_terminal(module):
+    odd = "Zoë\x1b[31m Ω"
+    command_line = [sys.executable, "-m", module, "resolve", "--driver", "580.95.05", "--gpu", f"{odd},8.9,1"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    done = subprocess.run(command_line, cwd=ROOT, env=environment, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"Zo\\xeb\\x1b[31m \\u03a9" in done.stdout
+    done = subprocess.run(
+        [*command_line, "--os", "\x1b[2J"], cwd=ROOT, env=environment, capture_output=True, check=False
+    )
+    assert (done.returncode, b"\x1b" in done.stderr) == (2, False)
 
 
 def test_a_fleet_is_answered_in_order(capsys, tmp_path):
@@ -182,6 +214,12 @@ def test_doctor(capsys, tmp_path, monkeypatch):
     assert run(capsys, "doctor", "--torch", "1")[0] == 2
 
 
+def test_doctor_refuses_a_python_without_a_gpu_too(capsys, tmp_path, monkeypatch):
+    DescribedHost(tmp_path, monkeypatch)
+    status, out, err = run(capsys, "doctor", "--python", "abc", "--project", tmp_path)
+    assert (status, out, err) == (2, "", "generator: Python 'abc' is not of the form 3.11: give major and minor.\n")
+
+
 # catalog, options
 
 
@@ -277,6 +315,17 @@ def test_new(capsys, repository, tmp_path):
     assert (status, "already exists" in err, err.count("\n")) == (2, True, 1)
 
 
+def test_new_says_why_it_cannot_write(capsys, repository, tmp_path):
+    file = tmp_path / "file"
+    file.write_text("")
+    for output, reason in ((file, "Not a directory"), (file / "sub", "Not a directory")):
+        status, _, err = run(capsys, "new", "--output", output)
+        assert (status, err) == (
+            2,
+            f"generator: {output} cannot be written ({reason}): name another folder with --output.\n",
+        )
+
+
 def test_new_when_a_hook_refuses(capsys, repository, tmp_path):
     hooks = repository / "template" / "hooks"
     hooks.mkdir()
@@ -316,7 +365,7 @@ def test_hostkit_runs_as_a_copy_of_its_own(tmp_path, monkeypatch, python):
     done = subprocess.run(command_line, cwd=inside, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert "torch 2.8.0+cu128" in done.stdout.splitlines()[-1]
-    assert "TORCH_BUILD=cu128" in (tmp_path / "p" / ".env").read_text()
+    assert "LAB_TORCH_BUILD=cu128" in (tmp_path / "p" / ".env").read_text()
     assert not list(inside.rglob("__pycache__"))
     for arguments in (["doctor", "--json"], ["resolve", "--json", "--machine", "x86_64"]):
         done = subprocess.run([python, "-B", "-m", "hostkit", *arguments], cwd=inside, capture_output=True, check=False)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shlex
 
 import pytest
 from hosts import CATALOGUE, facts, gpu
@@ -86,6 +87,10 @@ def test_a_driver_without_its_tool():
         ("lost", "gpu.lost", "dmesg"),
         ("no-driver", "driver.missing", "ubuntu-drivers"),
         ("permission", "nvml.mismatch", "nvidia-modprobe"),
+        ("failed", "driver.missing", "nvidia-smi"),
+        ("blocked", "driver.missing", "nvidia-smi"),
+        ("unreadable", "driver.unreadable", "nvidia-smi --query-gpu"),
+        ("no-devices", "driver.missing", "dmesg"),
     ],
 )
 def test_a_broken_driver_is_one_finding(state, check, command):
@@ -93,6 +98,43 @@ def test_a_broken_driver_is_one_finding(state, check, command):
     found = failing(facts(smi=Smi(state), module="580.95.05", pci=("0000:01:00.0",), docker=engine))
     assert [finding.id for finding in found.values() if finding.level == "fail"] == [check]
     assert command in found[check].command
+
+
+@pytest.mark.parametrize("state", ["unreadable", "failed", "hangs", "blocked"])
+def test_no_answer_is_not_the_answer_that_there_is_no_gpu(state):
+    findings = {finding.id: finding for finding in examine(facts(smi=Smi(state, "\x1b" * 400)))}
+    assert findings["gpu.none"].level == "skip"
+    assert any(finding.level == "fail" and finding.id.startswith("driver") for finding in findings.values())
+    assert "\x1b" not in doctor.as_text(list(findings.values()))
+    assert all(len(finding.cause) < 300 for finding in findings.values())
+
+
+def test_no_devices_and_no_card_is_calm():
+    assert [finding.level for finding in examine(facts(smi=Smi("no-devices"))) if finding.level == "fail"] == []
+
+
+def test_a_driver_that_names_no_version():
+    case = facts("4090", driver="")
+    assert doctor.resolution(case, CATALOGUE) is None
+    assert list(failing(case)) == ["driver.unreadable"]
+    odd = case._replace(smi=case.smi._replace(driver="580.95.05", gpus=(gpu("4090", 0, "8"),)))
+    assert "'8' is not of the form 8.6" in failing(odd)["gpu.arch"].cause
+
+
+@pytest.mark.parametrize(("compose", "toolkit", "docker"), [("9" * 5000, "unknown", "²8.1"), ("²", "", "9" * 5000)])
+def test_versions_that_are_none_are_no_fault_of_ours(compose, toolkit, docker):
+    case = facts("4090", compose=compose, toolkit=toolkit, cdi=("/etc/cdi/nvidia.yaml",))
+    examine(case._replace(docker=case.docker._replace(version=docker, runtimes=())))
+    assert doctor.has_cdi(case._replace(docker=case.docker._replace(version=docker)))
+
+
+def test_names_from_the_host_are_written_out():
+    odd = gpu("4090")._replace(name="RTX\x1b[31m\n\u2028")
+    case = facts("4090")
+    case = case._replace(smi=case.smi._replace(gpus=(odd,)))
+    for text in (doctor.as_text(examine(case), colour=False), "".join(summary(case))):
+        assert "RTX\\x1b[31m" in text
+        assert not set(text) & set("\x1b\u2028")
 
 
 def test_an_old_driver():
@@ -210,20 +252,27 @@ def test_a_toolkit_with_a_known_hole():
 
 
 @pytest.mark.parametrize(
-    ("docker_free", "project_free", "level"),
+    ("cards", "docker_free", "project_free", "level"),
     [
-        (5, None, "fail"),
-        (20, None, "warn"),
-        (100, 1, "warn"),
-        (100, 100, "ok"),
-        (None, 100, "ok"),
-        (None, None, "skip"),
+        (["4090"], 9, None, "fail"),
+        (["4090"], 20, None, "warn"),
+        (["4090"], 100, 1, "warn"),
+        (["4090"], 100, 100, "ok"),
+        (["4090"], None, 100, "ok"),
+        (["4090"], None, None, "skip"),
+        ([], 3, None, "fail"),
+        ([], 5, None, "warn"),
+        ([], 9, None, "ok"),
     ],
 )
-def test_disk(docker_free, project_free, level):
+def test_disk(cards, docker_free, project_free, level):
     docker_free, project_free = (gib and gib << 30 for gib in (docker_free, project_free))
-    findings = {f.id: f.level for f in examine(facts(docker_free=docker_free, project_free=project_free))}
-    assert findings["disk.space"] == level
+    findings = {f.id: f for f in examine(facts(*cards, docker_free=docker_free, project_free=project_free))}
+    assert findings["disk.space"].level == level
+    assert (
+        "takes up to" not in findings["disk.space"].consequence
+        or f"{25 if cards else 8} GiB" in findings["disk.space"].consequence
+    )
 
 
 def test_a_proxy_without_certificates():
@@ -309,7 +358,49 @@ def test_summary_says_what_fails_and_how_to_mend_it():
 @pytest.mark.parametrize("docker", [Docker("missing"), Docker("skipped"), PLAIN])
 def test_summary_is_short(cards, docker):
     case = facts(*cards, driver="580.95.05", docker=docker, toolkit="", compose="", docker_free=1)
-    assert 0 < len(summary(case)) <= 18
+    lines = summary(case)
+    assert 0 < len(lines) <= 18
+    assert max(map(len, lines)) <= 110
+
+
+def test_summary_of_a_crowd_is_short():
+    crowd = tuple(gpu("1080", number)._replace(name=f"{number} " + "W" * 96) for number in range(40))
+    case = facts("1080", driver="610.43.02", docker=Docker("missing"), compose="")
+    for wide in (crowd, crowd[:1]):
+        lines = summary(case._replace(smi=case.smi._replace(gpus=wide)))
+        assert 0 < len(lines) <= 18
+        assert max(map(len, lines)) <= 110
+        assert lines[0].startswith("GPU ")
+
+
+COMMANDS = [
+    command
+    for table in (
+        doctor._DRIVER, doctor._DRIVER_580, doctor._TOOLKIT, doctor._UPGRADE_TOOLKIT, doctor._DOCKER, doctor._COMPOSE,
+        doctor._SMI_PACKAGE,
+    )
+    for command in table.values()
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("command", sorted(set(COMMANDS)))
+def test_a_folded_command_is_still_the_command(command):
+    lines = doctor._folded_command(command)
+    assert max(map(len, lines)) <= 110
+    assert lines[0].startswith("        $ ")
+    assert all(line.endswith(" \\") for line in lines[:-1])
+    parts = [line.rstrip("\\").replace("        $ ", "") for line in lines]
+    assert [word for part in parts for word in shlex.split(part)] == shlex.split(command)  # raises within quotes
+
+
+def test_summary_leaves_out_whole_findings_and_says_so():
+    case = facts(smi=Smi("unreadable", "x " * 200), docker=Docker("ok", version="1"), toolkit="", compose="1.0")
+    case = case._replace(docker_free=1, pci=("0000:01:00.0",))
+    lines = summary(case)
+    assert len(lines) <= 18
+    full = [finding.command for finding in examine(case) if finding.level == "fail"]
+    said = "\n".join(lines)
+    assert lines[-1] == "more    python -m generator doctor" or all(command.split()[-1] in said for command in full)
 
 
 def test_a_card_by_its_name_alone():

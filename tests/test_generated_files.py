@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -130,7 +131,7 @@ def test_no_compose_variable_is_required_and_every_one_of_the_example_is_used(ba
     hostkit = "".join(path.read_text() for path in (project / ".devcontainer/hostkit").glob("*.py"))
     assert len(example) >= 10
     for name in example:
-        assert f"${{{name}:-" in compose or name in hostkit, name
+        assert re.search(rf"\$\{{{name}:-|^ *{name}:$", compose, re.MULTILINE) or name in hostkit, name
 
 
 def test_no_dev_container_features_and_no_syntax_line(bake: Bake) -> None:

@@ -266,3 +266,21 @@ def test_executables_stay_executable(bake: Bake) -> None:
     project = bake()
     for name in (".devcontainer/host-setup", "docker/lock", "docker/install-torch", "docker/with-host-ca"):
         assert os.access(project / name, os.X_OK), name
+
+
+def test_compiled_files_beside_the_template_stay_behind(tmp_path: Path, published: Path) -> None:
+    clone = tmp_path / "clone"
+    assert run("git", "clone", "-q", published, clone).returncode == 0
+    compiled = clone / "template/{{cookiecutter.project_slug}}/code/__pycache__"
+    compiled.mkdir()
+    (compiled / "train.cpython-311.pyc").write_bytes(b"\xa7\r\r\n\x00")
+    done = run(sys.executable, "-m", "cookiecutter", clone, "--no-input", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert not list((tmp_path / "my-detector").rglob("__pycache__"))
+
+
+def test_a_terminal_without_the_characters_and_a_reader_that_leaves(tmp_path: Path) -> None:
+    command = f"{sys.executable} -m cookiecutter '{ROOT}' --no-input project_name='猫 Detector' | true"
+    done = run("bash", "-o", "pipefail", "-c", command, cwd=tmp_path, env={"PYTHONIOENCODING": "ascii"})
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "mao-detector/.devcontainer/hostkit/__main__.py").is_file()

@@ -11,7 +11,10 @@ from conftest import Bake
 
 UV = """#!/bin/bash
 printf '%s\\n' "$*" >>"$CALLS"
-for part in "$@"; do [ "$part" != "$UNREACHABLE" ] || exit 2; done
+for part in "$@"; do
+    [ "$part" != "$UNREACHABLE" ] || exit 2
+    [ "$part" != --no-index ] || exit "$INCOMPLETE" # what the wheelhouse holds is not enough
+done
 """
 
 
@@ -25,7 +28,7 @@ class Outcome:
 
 @pytest.fixture
 def install(bake: Bake, tmp_path: Path):
-    def run(wheels: tuple[str, ...] = (), unreachable: str = "-", **settings: str) -> Outcome:
+    def run(wheels: tuple[str, ...] = (), unreachable: str = "-", complete: bool = False, **settings: str) -> Outcome:
         (tmp_path / "bin").mkdir()
         (tmp_path / "bin/uv").write_text(UV)
         (tmp_path / "bin/uv").chmod(0o755)
@@ -33,20 +36,23 @@ def install(bake: Bake, tmp_path: Path):
         wheelhouse.mkdir()
         for wheel in wheels:
             (wheelhouse / wheel).touch()
-        script = (bake() / "docker/install-torch").read_text().replace("/wheelhouse", str(wheelhouse))
         calls = tmp_path / "calls"
         calls.touch()
         environment = {
             "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
             "CALLS": str(calls),
             "UNREACHABLE": unreachable,
+            "INCOMPLETE": "0" if complete else "1",
+            "WHEELHOUSE": str(wheelhouse),
             "TORCH_VERSION": "2.8.0",
             "TORCHVISION_VERSION": "0.23.0",
             "TORCH_BUILD": "",
             "TORCH_INDEX": "",
             **settings,
         }
-        done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [bake() / "docker/install-torch"], env=environment, capture_output=True, text=True, check=False
+        )
         return Outcome(done, calls.read_text().splitlines())
 
     return run
@@ -73,15 +79,29 @@ def test_a_wheel_in_the_wheelhouse_comes_first(install) -> None:
         TORCH_BUILD="cu126",
         TORCH_INDEX="https://wheels.example/cu126",
     )
-    (call,) = outcome.asked
+    alone, call = outcome.asked
+    assert "--no-index" in alone
     assert "--index " not in call
     assert call.endswith("torch==2.8.0+cu126 torchvision==0.23.0+cu126")
     assert "from wheelhouse/" in outcome.said
 
 
+def test_a_complete_wheelhouse_needs_no_index(install) -> None:
+    outcome = install(
+        ("torch-2.8.0+cu126-cp311-cp311-manylinux_2_28_x86_64.whl",),
+        complete=True,
+        TORCH_BUILD="cu126",
+        TORCH_INDEX="https://wheels.example/cu126",
+    )
+    assert outcome.status == 0
+    (call,) = outcome.asked
+    assert "--no-index" in call
+    assert "wheelhouse: all of it was there" in outcome.said
+
+
 def test_a_wheel_of_another_build_is_not_taken_for_the_default_one(install) -> None:
     outcome = install(("torch-2.8.0+cu126-cp311-cp311-manylinux_2_28_x86_64.whl",), TORCH_BUILD="cu128")
-    (call,) = outcome.asked
+    _, call = outcome.asked
     assert call.endswith("torch===2.8.0 torchvision===0.23.0")
 
 

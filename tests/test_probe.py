@@ -19,6 +19,9 @@ REFUSED = (
 )
 
 
+ROW = "0, Tesla T4, GPU-1, 535.183.01, 15360, 7.5\n"
+
+
 @pytest.fixture
 def host(tmp_path, monkeypatch):
     return DescribedHost(tmp_path, monkeypatch)
@@ -88,6 +91,62 @@ def test_cells_that_are_no_numbers(host):
     assert facts.host().driver == "535.183.01"
 
 
+@pytest.mark.parametrize(
+    ("memory", "capability", "found"),
+    [
+        ("15360", "7.5", (15360, "7.5")),
+        ("²", "²", (None, "")),
+        ("9" * 5000, "9" * 5000, (None, "")),
+        ("٣", "٨.٦", (None, "")),
+        ("-1", "8", (None, "")),
+        ("[N/A]", "8.66", (None, "")),
+        ("15360", "7.5.1", (15360, "")),
+    ],
+)
+def test_numbers_that_are_none_are_unknown(host, memory, capability, found):
+    host.says("nvidia-smi", f"0, Tesla T4, GPU-1, 535.183.01, {memory}, {capability}\n")
+    (only,) = look().gpus
+    assert (only.memory_mib, only.capability) == found
+
+
+@pytest.mark.parametrize("driver", ["5" * 5000, "535", "٥٣٥.1", "1." * 3000, "535.183.01.1.1.1", "new"])
+def test_a_driver_version_that_is_none_is_unknown(host, driver):
+    host.says("nvidia-smi", f"0, Tesla T4, GPU-1, {driver}, 15360, 7.5\n")
+    assert (look().driver, len(look().gpus)) == ("", 1)
+
+
+def test_a_carriage_return_does_not_end_a_row(host):
+    host.says(
+        "nvidia-smi", "0, Tesla\rT4, GPU-1, 535.183.01, 15360, 7.5\r\n1, Tesla T4, GPU-2, 535.183.01, 15360, 7.5\r\n"
+    )
+    assert [gpu.name for gpu in look().gpus] == ["Tesla\rT4", "Tesla T4"]
+
+
+def test_a_name_has_the_length_that_the_driver_allows(host):
+    host.says("nvidia-smi", f"0, {'W' * 5000}, GPU-1, 535.183.01, 15360, 7.5\n")
+    assert look().gpus[0].name == "W" * 96
+
+
+@pytest.mark.parametrize("stream", ["", ">&2"])
+def test_a_program_that_prints_without_end_is_stopped(host, stream):
+    row = "0, Tesla T4, GPU-1, 535.183.01, 15360, 7.5"
+    host.program("nvidia-smi", f"echo '{row}' {stream}; exec /bin/cat /dev/zero {stream}")
+    host.program("docker", "exec /bin/cat /dev/zero")
+    facts = look(limit=60.0)
+    assert (facts.smi.state, facts.smi.gpus) == ("unreadable", ())
+    assert len(facts.smi.message) <= 4000
+    assert (facts.docker.state, facts.compose) == ("failed", "")
+    assert facts.seconds < 30
+
+
+@pytest.mark.parametrize(
+    ("printed", "version"), [("1.19.1", "1.19.1"), ("9" * 5000 + ".1.1", "unknown"), ("²", "unknown")]
+)
+def test_toolkit_version(host, printed, version):
+    host.says("nvidia-ctk", f"NVIDIA Container Toolkit CLI version {printed}\n")
+    assert look().toolkit == version
+
+
 def test_rows_before_a_warning_count(host):
     row = "0, Tesla T4, GPU-1, 535.183.01, 15360, 7.5\n"
     host.says("nvidia-smi", row + "WARNING: infoROM is corrupted at gpu 0000:0B:00.0\n", code=14)
@@ -102,7 +161,14 @@ def test_rows_before_a_warning_count(host):
         ("Failed to initialize NVML: Driver/library version mismatch\nNVML library version: 58\n", "", 18, "mismatch"),
         ("NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.\n", "", 9, "no-driver"),
         ("No devices were found\n", "", 6, "no-devices"),
-        ("", "", 0, "no-devices"),
+        ("No devices were found\n", "", 0, "no-devices"),
+        ("", "", 0, "unreadable"),
+        ("", "", 6, "failed"),
+        ("\0" * 100, "", 0, "unreadable"),
+        ("²" + ROW, "", 0, "unreadable"),
+        ("٣" + ROW, "", 0, "unreadable"),
+        ("9" * 5000 + ROW, "", 0, "unreadable"),
+        ("oops\r" + ROW[1:], "", 0, "unreadable"),
         ("Failed to initialize NVML: GPU access blocked by the operating system\n", "", 17, "blocked"),
         ("", "Failed to initialize NVML: Insufficient Permissions\n", 4, "permission"),
         ("Unable to determine the device handle for GPU 0000:01:00.0: GPU is lost.\n", "", 15, "lost"),
@@ -228,7 +294,8 @@ def test_cdi(host):
 
 
 @pytest.mark.parametrize(
-    ("printed", "version"), [("2.38.1", "2.38.1"), ("v2.17.2", "2.17.2"), ("2.26.1-4", "2.26.1-4"), ("", "")]
+    ("printed", "version"),
+    [("2.38.1", "2.38.1"), ("v2.17.2", "2.17.2"), ("2.26.1-4", "2.26.1-4"), ("", ""), ("9" * 5000 + ".1", "")],
 )
 def test_compose_version(host, printed, version):
     host.docker(compose=printed, ServerVersion="28.3.0")

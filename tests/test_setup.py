@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from generator.hostkit import setup
 from generator.hostkit.catalogue import BadRequest
 from generator.hostkit.probe import Docker, Smi
+from generator.hostkit.resolve import Gpu
 from generator.hostkit.setup import BEGIN, END, Project, Wishes
 
 ROOT = Path(__file__).parent.parent
@@ -36,9 +38,22 @@ services:
 """
 
 
+def der(tag: int, content: bytes) -> bytes:
+    """An ASN.1 element: the tag, the length in two bytes, the content."""
+    return bytes([tag, 0x82]) + len(content).to_bytes(2, "big") + content
+
+
+def der_certificate(text: str) -> bytes:
+    """The outline of RFC 5280: what is signed, the algorithm, the signature."""
+    return der(0x30, der(0x30, text.encode() * 20) + der(0x30, b"") + der(0x03, b"\0signature"))
+
+
 def certificate(text: str) -> str:
-    body = base64.b64encode(b"\x30\x82" + text.encode() * 20).decode()
-    return f"-----BEGIN CERTIFICATE-----\n{body}\n-----END CERTIFICATE-----\n"
+    return pem(der_certificate(text))
+
+
+def pem(content: bytes, label: str = "CERTIFICATE") -> str:
+    return f"-----BEGIN {label}-----\n{base64.b64encode(content).decode()}\n-----END {label}-----\n"
 
 
 @pytest.fixture
@@ -80,10 +95,10 @@ def test_a_workstation(project, capsys):
         "COMPOSE_PROJECT_NAME": "my-detector-ada",
         "DEV_UID": "1001",
         "DEV_GID": "1002",
-        "TORCH_VERSION": "2.8.0",
-        "TORCHVISION_VERSION": "0.23.0",
-        "TORCH_BUILD": "cu128",
-        "TORCH_INDEX": "",
+        "LAB_TORCH_VERSION": "2.8.0",
+        "LAB_TORCHVISION_VERSION": "0.23.0",
+        "LAB_TORCH_BUILD": "cu128",
+        "LAB_TORCH_INDEX": "",
         "HOST_CA": "./.devcontainer/host-ca.pem",
     }
     assert local(project).endswith(GPU_FILE)
@@ -97,7 +112,7 @@ def test_a_workstation(project, capsys):
 
 def test_an_older_card_gets_the_build_with_its_index(project):
     assert run(project, facts("1080 Ti", driver="535.183.01")) == 0
-    assert (block(project)["TORCH_BUILD"], block(project)["TORCH_INDEX"]) == (
+    assert (block(project)["LAB_TORCH_BUILD"], block(project)["LAB_TORCH_INDEX"]) == (
         "cu126",
         "https://download.pytorch.org/whl/cu126",
     )
@@ -158,7 +173,7 @@ def test_no_toolkit_says_the_command(project, capsys):
 )
 def test_the_cpu_is_never_chosen_in_silence(project, capsys, case, said):
     assert run(project, case) == 0
-    assert block(project)["TORCH_BUILD"] == "cpu"
+    assert block(project)["LAB_TORCH_BUILD"] == "cpu"
     assert said in capsys.readouterr().out
 
 
@@ -228,7 +243,10 @@ def test_a_linked_env_stays_a_link(project, tmp_path):
 
 
 LINES = st.lists(
-    st.sampled_from(["", "A=1", "# note", BEGIN, END, "DEV_UID=3", "TORCH_BUILD=cu126", "  ", "é=ü", "X='"]), max_size=8
+    st.sampled_from(
+        ["", "A=1", "# note", BEGIN, END, "DEV_UID=3", "TORCH_BUILD=cu126", "LAB_TORCH_BUILD=cpu", "  ", "é=ü", "X='"]
+    ),
+    max_size=8,
 )
 
 
@@ -243,16 +261,93 @@ def test_splitting_keeps_every_byte_and_settles(lines):
     assert setup.split_env(again)[0] == own or BEGIN in own
 
 
+OLD_BLOCK = f"""{BEGIN}
+COMPOSE_FILE=compose.yaml:.devcontainer/compose.local.yaml
+COMPOSE_PATH_SEPARATOR=:
+COMPOSE_PROJECT_NAME=my-detector-ada
+DEV_UID=1001
+DEV_GID=1002
+TORCH_VERSION=2.6.0
+TORCHVISION_VERSION=0.21.0
+TORCH_BUILD=cu118
+TORCH_INDEX=https://download.pytorch.org/whl/cu118
+HOST_CA=./.devcontainer/host-ca.pem
+{END}
+"""
+
+
+def test_compose_reads_no_name_that_a_shell_overrides_the_decision_with(project):
+    run(project, facts("4090"))
+    assert set(block(project)) & set(setup.OVERRIDES) == {"COMPOSE_PROJECT_NAME"}
+    assert set(block(project)) == set(setup.KEYS)
+
+
+@pytest.mark.parametrize("end", [END + "\n", ""])
+def test_a_block_of_the_former_names_is_ours(project, end):
+    (project / ".env").write_text("A=1\n" + OLD_BLOCK.replace(END + "\n", end) + "B=2\n")
+    run(project, facts("4090"))
+    assert (project / ".env").read_text().startswith("A=1\nB=2\n" + BEGIN)
+    assert (block(project)["LAB_TORCH_VERSION"], block(project)["LAB_TORCH_BUILD"]) == ("2.8.0", "cu128")
+
+
+def test_an_override_below_a_damaged_block_is_the_users(project):
+    run(project, facts("4090"))
+    text = (project / ".env").read_text().replace(END + "\n", "")
+    (project / ".env").write_text(text + "TORCH_BUILD=cu126\n")
+    run(project, facts("4090"))
+    assert (project / ".env").read_text().startswith("TORCH_BUILD=cu126\n" + BEGIN)
+    assert block(project)["LAB_TORCH_BUILD"] == "cu126"
+
+
+def test_a_line_inside_the_block_is_the_users(project):
+    run(project, facts("4090"))
+    text = (project / ".env").read_text()
+    (project / ".env").write_text(text.replace("DEV_UID", "RUNS_DIR=/big\nDEV_UID"))
+    run(project, facts("4090"))
+    assert (project / ".env").read_text() == "RUNS_DIR=/big\n" + text
+
+
+def test_a_byte_order_mark_hides_no_line(project):
+    (project / ".env").write_bytes(b"\xef\xbb\xbfTORCH_BUILD=cu126\r\n")
+    for _ in range(2):
+        run(project, facts("4090"))
+        assert (project / ".env").read_bytes().startswith(b"\xef\xbb\xbfTORCH_BUILD=cu126\r\n" + BEGIN.encode())
+        assert block(project)["LAB_TORCH_BUILD"] == "cu126"
+
+
+def test_a_byte_order_mark_before_the_block(project):
+    (project / ".env").write_text("\ufeff" + OLD_BLOCK, encoding="utf-8")
+    assert setup.split_env("\ufeff" + OLD_BLOCK) == ("\ufeff", OLD_BLOCK)
+
+
+def pipe(path):
+    os.mkfifo(path)
+
+
+def device(path):
+    path.symlink_to("/dev/zero")
+
+
+@pytest.mark.parametrize("make", [pipe, device, Path.mkdir])
+@pytest.mark.parametrize("name", [".env", ".devcontainer/host-ca.pem"])
+def test_a_file_that_is_none_is_named_and_not_waited_for(project, capsys, name, make):
+    make(project / name)
+    assert run(project, facts("4090")) == 1
+    err = capsys.readouterr().err
+    assert err == f"host-setup: {project / name} is not a regular file: move it away.\n"
+    assert sorted(path.name for path in project.iterdir() if path.name.startswith("..")) == []
+
+
 # Overrides
 
 
 def test_overrides_from_the_shell_come_before_those_in_env(project, monkeypatch):
     (project / ".env").write_text("TORCH_BUILD=cu126\nYOLO_ACCEL=gpu-cdi\n")
     run(project, facts("4090"))
-    assert block(project)["TORCH_BUILD"] == "cu126"
+    assert block(project)["LAB_TORCH_BUILD"] == "cu126"
     monkeypatch.setenv("TORCH_BUILD", "cu129")
     run(project, facts("4090"))
-    assert block(project)["TORCH_BUILD"] == "cu129"
+    assert block(project)["LAB_TORCH_BUILD"] == "cu129"
     assert (project / ".env").read_text().startswith("TORCH_BUILD=cu126\nYOLO_ACCEL=gpu-cdi\n")
 
 
@@ -264,11 +359,15 @@ def test_the_last_line_wins_and_quotes_and_comments_do_not_count():
 @pytest.mark.parametrize(
     ("name", "value", "result"),
     [
-        ("YOLO_ACCEL", "cpu", {"TORCH_BUILD": "cpu"}),
-        ("TORCH_BUILD", "cpu", {"TORCH_BUILD": "cpu", "TORCH_INDEX": "https://download.pytorch.org/whl/cpu"}),
-        ("TORCH_VERSION", "2.9.1", {"TORCH_VERSION": "2.9.1", "TORCHVISION_VERSION": "0.24.1", "TORCH_BUILD": "cu128"}),
-        ("TORCH_VERSION", "auto", {"TORCH_VERSION": "2.14.1", "TORCH_BUILD": "cu126"}),
-        ("TORCH_BUILD", "cu126", {"TORCH_INDEX": "https://download.pytorch.org/whl/cu126"}),
+        ("YOLO_ACCEL", "cpu", {"LAB_TORCH_BUILD": "cpu"}),
+        ("TORCH_BUILD", "cpu", {"LAB_TORCH_BUILD": "cpu", "LAB_TORCH_INDEX": "https://download.pytorch.org/whl/cpu"}),
+        (
+            "TORCH_VERSION",
+            "2.9.1",
+            {"LAB_TORCH_VERSION": "2.9.1", "LAB_TORCHVISION_VERSION": "0.24.1", "LAB_TORCH_BUILD": "cu128"},
+        ),
+        ("TORCH_VERSION", "auto", {"LAB_TORCH_VERSION": "2.14.1", "LAB_TORCH_BUILD": "cu126"}),
+        ("TORCH_BUILD", "cu126", {"LAB_TORCH_INDEX": "https://download.pytorch.org/whl/cu126"}),
     ],
 )
 def test_overrides(project, monkeypatch, name, value, result):
@@ -280,44 +379,54 @@ def test_overrides(project, monkeypatch, name, value, result):
 def test_a_mirror_of_the_pytorch_index(project, monkeypatch):
     monkeypatch.setenv("TORCH_INDEX_BASE", "https://mirror.example/pytorch-wheels/")
     run(project, facts("1080 Ti"))
-    assert block(project)["TORCH_INDEX"] == "https://mirror.example/pytorch-wheels/cu126"
+    assert block(project)["LAB_TORCH_INDEX"] == "https://mirror.example/pytorch-wheels/cu126"
     run(project, facts("4090"))
-    assert block(project)["TORCH_INDEX"] == ""
+    assert block(project)["LAB_TORCH_INDEX"] == ""
 
 
 def test_a_project_name_of_the_users_own(project, monkeypatch):
     (project / ".env").write_text("COMPOSE_PROJECT_NAME=mine\n")
     run(project, facts("4090"))
     assert "COMPOSE_PROJECT_NAME" not in block(project)
+    monkeypatch.setenv("COMPOSE_PROJECT_NAME", "shell")
+    run(project, facts("4090"))
+    assert "COMPOSE_PROJECT_NAME" not in block(project)
+
+
+def test_a_project_name_from_the_shell_is_kept_for_the_next_shell(project, monkeypatch):
+    monkeypatch.setenv("COMPOSE_PROJECT_NAME", "shell")
+    (project / ".env").write_text("COMPOSE_PROJECT_NAME=\n")
+    run(project, facts("4090"))
+    assert block(project)["COMPOSE_PROJECT_NAME"] == "shell"
 
 
 def test_an_asked_for_build_that_does_not_run_is_taken_with_a_warning(project, monkeypatch, capsys):
     monkeypatch.setenv("TORCH_BUILD", "cu126")
     assert run(project, facts("5090")) == 0
-    assert block(project)["TORCH_BUILD"] == "cu126"
+    assert block(project)["LAB_TORCH_BUILD"] == "cu126"
     assert "does not run here" in capsys.readouterr().out
 
 
 def test_a_gpu_that_was_asked_for_but_is_not_there(project):
     assert run(project, facts(), "gpu") == 0
-    assert block(project)["TORCH_BUILD"] == "cu128"
+    assert block(project)["LAB_TORCH_BUILD"] == "cu128"
     assert local(project).endswith(GPU_FILE)
 
 
 def test_visible_devices_are_the_question_and_the_answer(project, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     run(project, facts("1080 Ti", "5090", driver="580.95.05"))
-    assert block(project)["TORCH_BUILD"] == "cu126"
+    assert block(project)["LAB_TORCH_BUILD"] == "cu126"
     assert yaml.safe_load(local(project))["services"]["dev"]["environment"]["CUDA_VISIBLE_DEVICES"] == "0"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-00000001")
     run(project, facts("1080 Ti", "5090", driver="580.95.05"))
-    assert block(project)["TORCH_BUILD"] == "cu128"
+    assert block(project)["LAB_TORCH_BUILD"] == "cu128"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     run(project, facts("1080 Ti", "5090", "1080", driver="580.95.05"))
     assert yaml.safe_load(local(project))["services"]["dev"]["environment"]["CUDA_VISIBLE_DEVICES"] == "1"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
     run(project, facts("1080 Ti", "5090", driver="580.95.05"))
-    assert block(project)["TORCH_BUILD"] == "cpu"
+    assert block(project)["LAB_TORCH_BUILD"] == "cpu"
 
 
 @pytest.mark.parametrize(
@@ -346,6 +455,75 @@ def test_a_bad_override_is_one_sentence_and_nothing_is_written(project, monkeypa
     assert sorted((path, path.read_bytes()) for path in project.rglob("*") if path.is_file()) == before
 
 
+def unreadable(gpu_, driver=""):
+    """A host whose nvidia-smi printed a row of which little can be read."""
+    return facts(driver=driver, smi=Smi("ok", "", driver, (gpu_,)), docker=facts("4090").docker, toolkit="1.19.1")
+
+
+ODD = Gpu(0, "X", "", None, "GPU-1")
+
+
+@pytest.mark.parametrize(("variable", "value"), [("YOLO_ACCEL", "cpu"), ("TORCH_BUILD", "cpu"), (None, "cpu")])
+@pytest.mark.parametrize(
+    "case", [unreadable(ODD), unreadable(ODD, "new"), unreadable(ODD._replace(capability="8"), "580.95.05")]
+)
+def test_the_cpu_can_always_be_asked_for(project, monkeypatch, capsys, variable, value, case):
+    if variable:
+        monkeypatch.setenv(variable, value)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    assert run(project, case, None if variable else value) == 0
+    assert block(project)["LAB_TORCH_BUILD"] == "cpu"
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("case", "said"),
+    [
+        (unreadable(ODD), "the CPU, because nvidia-smi lists a GPU, but no version of its driver that can be read"),
+        (unreadable(ODD, "new"), "the CPU, because no torch build can be chosen for the GPU: driver 'new' is not"),
+        (unreadable(ODD._replace(capability="8"), "580.95.05"), "compute capability '8' is not of the form 8.6"),
+        (facts(smi=Smi("unreadable", "\0\0oops")), "nvidia-smi answers nothing that can be read: \\x00\\x00oops"),
+        (facts(smi=Smi("unreadable")), "nvidia-smi answers nothing that can be read: nothing at all"),
+        (facts("4090", smi=Smi("failed", "Unknown Error")), "nvidia-smi failed: Unknown Error"),
+        (facts("4090", smi=Smi("no-devices")), "its driver does not list it"),
+        (facts(smi=Smi("blocked")), "nvidia-smi failed"),
+    ],
+)
+def test_what_the_host_says_is_no_bad_request(project, capsys, case, said):
+    assert run(project, case) == 0
+    assert block(project)["LAB_TORCH_BUILD"] == "cpu"
+    out = capsys.readouterr().out
+    assert said in out
+    assert "no NVIDIA GPU" not in out
+
+
+def test_a_gpu_that_cannot_be_judged_can_be_asked_for(project, monkeypatch, capsys):
+    assert run(project, unreadable(ODD), "gpu") == 0
+    assert block(project)["LAB_TORCH_BUILD"] == "cu128"
+    assert "nothing vouches" in capsys.readouterr().out
+    monkeypatch.setenv("TORCH_BUILD", "cu126")
+    assert run(project, unreadable(ODD), "gpu") == 0
+    assert block(project)["LAB_TORCH_BUILD"] == "cu126"
+
+
+def test_a_bad_python_is_named_without_a_gpu_too(project, capsys):
+    (project / ".devcontainer" / "project.json").write_text('{"slug": "p", "torch": "2.8.0", "python": "3"}')
+    assert run(project, facts()) == 2
+    assert "project.json: Python '3'" in capsys.readouterr().err
+
+
+def test_control_characters_do_not_reach_the_terminal(project, monkeypatch, capsys):
+    case = facts("4090")
+    gpu_ = case.smi.gpus[0]._replace(name="RTX\x1b]0;gone\x07\r\x9b1m \u202ePP")
+    assert run(project, case._replace(smi=case.smi._replace(gpus=(gpu_,)))) == 0
+    monkeypatch.setenv("YOLO_ACCEL", "\x1b[2Jcpu" + "u" * 5000)
+    assert run(project, case) == 2
+    said = capsys.readouterr()
+    assert "RTX\\x1b]0;gone\\x07\\r\\x9b1m \\u202ePP" in said.out
+    assert not set(said.out + said.err) & set("\x1b\x07\r\x9b\u202e")
+    assert len(said.err) < 200
+
+
 # Who the container's user is
 
 
@@ -364,6 +542,26 @@ def test_root_gives_the_files_to_the_owner(project, monkeypatch):
     run(project, facts("4090", uid=0, gid=0))
     owner = project.stat()
     assert given_to == [(owner.st_uid, owner.st_gid)] * 3
+
+
+def test_root_leaves_what_a_link_points_to_its_owner(project, tmp_path, monkeypatch):
+    given_to = {}
+    monkeypatch.setattr(setup.os, "geteuid", lambda: 0)
+    monkeypatch.setattr(setup, "_owner_of", lambda _project: (1234, 1234))
+    monkeypatch.setattr(setup.os, "chown", lambda path, uid, gid: given_to.update({Path(path).parent: (uid, gid)}))
+    elsewhere = tmp_path / "elsewhere" / "env"
+    elsewhere.parent.mkdir()
+    elsewhere.write_text("A=1\n")
+    (project / ".env").symlink_to(elsewhere)
+    assert run(project, facts("4090", uid=0, gid=0)) == 0
+    was = elsewhere.parent.stat()
+    assert given_to == {project / ".devcontainer": (1234, 1234), elsewhere.parent: (was.st_uid, was.st_gid)}
+
+
+def test_a_project_that_is_not_there_is_named_for_root_too(tmp_path, host, monkeypatch, capsys):
+    monkeypatch.setattr(setup.os, "geteuid", lambda: 0)
+    assert run(tmp_path / "nowhere", facts(uid=0, gid=0)) == 1
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -415,7 +613,7 @@ def test_certificates_of_the_site_are_collected_once(host, project, monkeypatch)
     assert text.count("BEGIN CERTIFICATE") == 3
     assert "PRIVATE" not in text
     for wanted in (one, two, three):
-        assert wanted.split("\n")[1][:60] in text
+        assert wanted.split("\n")[1] in text.replace("\n", "")
     assert all(len(line) <= 64 for line in text.splitlines())
 
 
@@ -427,7 +625,137 @@ def test_extra_certificates_can_be_one_file(project, monkeypatch, tmp_path):
     assert (project / ".devcontainer" / "host-ca.pem").read_text().count("BEGIN") == 1
 
 
+def test_a_der_file_becomes_pem(project, monkeypatch, tmp_path):
+    for name, text in (("a.cer", "one"), ("b.DER", "two"), ("c.crt", "three")):
+        (tmp_path / "ca").mkdir(exist_ok=True)
+        (tmp_path / "ca" / name).write_bytes(der_certificate(text))
+    key = der(0x30, der(0x02, b"\0") + der(0x30, b"oid") + der(0x04, b"secret"))
+    (tmp_path / "ca" / "key.der").write_bytes(key)
+    monkeypatch.setenv("EXTRA_CA_CERTS", str(tmp_path / "ca"))
+    assert run(project, facts("4090")) == 0
+    text = (project / ".devcontainer" / "host-ca.pem").read_text().replace("\n", "")
+    assert text.count("BEGIN") == 3
+    assert all(base64.b64encode(der_certificate(name)).decode() in text for name in ("one", "two", "three"))
+
+
+def test_a_real_certificate_is_one(tmp_path):
+    program = shutil.which("openssl")
+    if not program:
+        pytest.skip("openssl is not installed here")
+    made = tmp_path / "ca.pem"
+    command = [program, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=Corp", "-keyout", "key.pem"]
+    subprocess.run([*command, "-out", made.name], cwd=tmp_path, check=True, capture_output=True)
+    (found,) = setup.certificates(made.read_bytes())
+    assert setup.certificates(found) == [found]
+    assert setup._pem(found).decode() == made.read_text()
+    assert setup.certificates((tmp_path / "key.pem").read_bytes()) == []
+    subprocess.run([program, "rsa", "-in", "key.pem", "-outform", "DER", "-out", "key.der"], cwd=tmp_path, check=True,
+                   capture_output=True)  # fmt: skip
+    assert setup.certificates((tmp_path / "key.der").read_bytes()) == []
+
+
+def cut(text):
+    return pem(der_certificate(text)[:-3])
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "no certificate",
+        pem(b"\x30\x82" + b"one" * 20),
+        cut("one"),
+        pem(der_certificate("one") + b"\0"),
+        pem(b"\x30\x80" + b"\0\0"),
+        pem(b"\x30\x00"),
+        pem(b"\x30\x84\x7f"),
+        pem(der_certificate("one"), "PRIVATE KEY"),
+    ],
+)
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_place_without_certificates_is_refused(project, monkeypatch, capsys, tmp_path, content, inside):
+    (tmp_path / "ca").mkdir()
+    (tmp_path / "ca" / "corp.pem").write_text(content)
+    monkeypatch.setenv("EXTRA_CA_CERTS", str(tmp_path / "ca" if inside else tmp_path / "ca" / "corp.pem"))
+    assert run(project, facts("4090")) == 2
+    assert "holds no certificate" in capsys.readouterr().err
+    assert not (project / ".env").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("~nosuchuser/ca.pem", "is no path on this host"),
+        ("a/" * 2500, "cannot be read (File name too long)"),
+        ("b" * 5000, "cannot be read (File name too long)"),
+        ("/dev/zero", "holds no certificate"),
+        ("/nowhere", "cannot be read (No such file or directory)"),
+    ],
+)
+def test_a_place_that_is_none_is_a_sentence(project, monkeypatch, capsys, name, said):
+    monkeypatch.setenv("EXTRA_CA_CERTS", name)
+    assert run(project, facts("4090")) == 2
+    err = capsys.readouterr().err
+    assert said in err
+    assert err.count("\n") == 1
+    assert len(err) < 300
+
+
+def test_a_file_that_cannot_be_read_counts_only_when_it_is_the_one_named(project, monkeypatch, capsys, tmp_path):
+    folder = tmp_path / "ca"
+    folder.mkdir()
+    for name in ("a.pem", "key.pem"):
+        (folder / name).write_text(certificate(name))
+    usual = setup._beginning
+
+    def refuse(file):
+        if file.name == "key.pem":
+            raise PermissionError(13, "Permission denied")
+        return usual(file)
+
+    monkeypatch.setattr(setup, "_beginning", refuse)
+    monkeypatch.setenv("EXTRA_CA_CERTS", str(folder))
+    assert run(project, facts("4090")) == 0
+    assert (project / ".devcontainer" / "host-ca.pem").read_text().count("BEGIN") == 1
+    monkeypatch.setenv("EXTRA_CA_CERTS", str(folder / "key.pem"))
+    assert run(project, facts("4090")) == 2
+    assert "cannot be read (Permission denied)" in capsys.readouterr().err
+
+
+def test_a_file_that_is_too_large_is_not_read(host, project, monkeypatch, capsys, tmp_path):
+    large = certificate("large") + "#" * setup.CERTIFICATES
+    host.file("/usr/local/share/ca-certificates/large.crt", large)
+    (tmp_path / "large.pem").write_text(large)
+    assert run(project, facts("4090")) == 0
+    assert (project / ".devcontainer" / "host-ca.pem").read_bytes() == b""
+    monkeypatch.setenv("EXTRA_CA_CERTS", str(tmp_path / "large.pem"))
+    assert run(project, facts("4090")) == 2
+    assert "larger than 4 MiB" in capsys.readouterr().err
+
+
 # Writing
+
+
+def test_nobody_reads_a_file_while_it_is_written(project, monkeypatch):
+    (project / ".env").write_text("TOKEN=secret\n")
+    (project / ".env").chmod(0o640)
+    seen = []
+    usual = os.fdopen
+
+    def look(descriptor, *more, **options):
+        seen.append(os.fstat(descriptor).st_mode & 0o777)
+        return usual(descriptor, *more, **options)
+
+    monkeypatch.setattr(setup.os, "fdopen", look)
+    mask = os.umask(0o027)
+    try:
+        run(project, facts("4090"))
+        assert os.umask(0o027) == 0o027
+    finally:
+        os.umask(mask)
+    assert seen == [0o600] * 3
+    assert (project / ".env").stat().st_mode & 0o777 == 0o640
+    assert (project / ".devcontainer" / "compose.local.yaml").stat().st_mode & 0o777 == 0o640
 
 
 def test_names_that_yaml_forbids_do_not_reach_the_compose_file(project):
@@ -440,22 +768,22 @@ def test_names_that_yaml_forbids_do_not_reach_the_compose_file(project):
 def test_a_read_only_project_that_is_prepared_is_fine(project, monkeypatch, capsys):
     run(project, facts("4090"))
 
-    usual = Path.open
+    usual = os.open
 
-    def refuse(path, mode="r", *more, **options):
-        if "w" in mode:
+    def refuse(path, flags, *more, **options):
+        if flags & os.O_CREAT:
             raise OSError(30, "Read-only file system")
-        return usual(path, mode, *more, **options)
+        return usual(path, flags, *more, **options)
 
-    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr(setup.os, "open", refuse)
     assert run(project, facts("4090")) == 0
     assert run(project, facts("1080 Ti")) == 1
     err = capsys.readouterr().err
-    assert "Read-only file system" in err
+    assert "(Read-only file system): make the project writable for you." in err
     assert err.count("\n") == 1
 
 
-def test_a_write_that_fails_leaves_no_rubbish(project, monkeypatch):
+def test_a_write_that_fails_leaves_no_rubbish(project, monkeypatch, capsys):
     run(project, facts("4090"))
     before = sorted((path, path.read_bytes()) for path in project.rglob("*") if path.is_file())
 
@@ -464,6 +792,9 @@ def test_a_write_that_fails_leaves_no_rubbish(project, monkeypatch):
 
     monkeypatch.setattr(Path, "replace", refuse)
     assert run(project, facts("1080 Ti")) == 1
+    err = capsys.readouterr().err
+    assert "make room" in err
+    assert "writable" not in err
     assert sorted((path, path.read_bytes()) for path in project.rglob("*") if path.is_file()) == before
 
 
@@ -476,7 +807,7 @@ def test_a_missing_compose_file_is_named(project, capsys):
 def test_a_damaged_project_file_is_named(project, capsys):
     (project / ".devcontainer" / "project.json").write_text("{")
     assert run(project, facts("4090")) == 2
-    assert "project.json" in capsys.readouterr().err
+    assert "git checkout -- .devcontainer/project.json." in capsys.readouterr().err
 
 
 def test_opens_at_the_same_time(host, project):
@@ -488,7 +819,7 @@ def test_opens_at_the_same_time(host, project):
     running = [subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE) for _ in range(6)]
     assert [process.wait(60) for process in running] == [0] * 6
     assert (project / ".env").read_text().startswith("MINE=1\n" + BEGIN)
-    assert block(project)["TORCH_BUILD"] == "cu128"
+    assert block(project)["LAB_TORCH_BUILD"] == "cu128"
     assert sorted(path.name for path in (project / ".devcontainer").iterdir()) == [
         "compose.local.yaml", "host-ca.pem", "project.json",
     ]  # fmt: skip

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
-from conftest import run
+from conftest import ROOT, run
 from test_generation import published  # noqa: F401 - a fixture
+
+from hooks import post_gen_project
 
 TRUST = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "protocol.file.allow", "GIT_CONFIG_VALUE_0": "always"}
 
@@ -17,6 +20,22 @@ def cruft(*arguments: str, cwd: Path) -> str:
     done = run(sys.executable, "-m", "cruft", *arguments, cwd=cwd, env=TRUST)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+@pytest.mark.parametrize(
+    ("origin", "committed"),
+    [
+        ("https://jane:ghp_SECRET@git.example/t.git", "https://git.example/t.git"),
+        ("https://token@git.example/t.git", "https://git.example/t.git"),
+        ("https://git.example/a@b.git", "https://git.example/a@b.git"),
+        ("git@git.example:org/t.git", "git@git.example:org/t.git"),
+        ("/srv/git/t.git", "/srv/git/t.git"),
+        ("../t.git", str(ROOT.parent / "t.git")),
+        ("", ""),
+    ],
+)
+def test_no_token_and_no_relative_path_is_committed(origin: str, committed: str) -> None:
+    assert post_gen_project.address(origin) == committed
 
 
 @pytest.fixture
@@ -76,3 +95,35 @@ def test_cruft_create_keeps_its_own_link_and_gets_no_git(repository: Path, tmp_p
     project = tmp_path / "my-detector"
     assert not (project / ".git").exists()
     assert json.loads((project / ".cruft.json").read_text())["directory"] == "template"
+
+
+def test_no_link_when_the_template_is_a_folder_of_another_repository(repository: Path, tmp_path: Path) -> None:
+    clone = tmp_path / "mono" / "templates" / "yolov5"
+    assert run("git", "clone", "-q", repository, clone).returncode == 0
+    shutil.rmtree(clone / ".git")
+    mono = tmp_path / "mono"
+    for command in (
+        ["init", "-q"],
+        ["add", "-A"],
+        ["commit", "-qm", "all"],
+        ["remote", "add", "origin", "https://x/y"],
+    ):
+        assert run("git", *command, cwd=mono).returncode == 0
+    (tmp_path / "out").mkdir()
+    done = run(sys.executable, "-m", "cookiecutter", clone, "--no-input", cwd=tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "out/my-detector/.cruft.json").exists()
+
+
+def test_a_git_dir_of_the_caller_is_left_alone(tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    assert run("git", "init", "-q", other).returncode == 0
+    (tmp_path / "out").mkdir()
+    done = run(
+        *(sys.executable, "-m", "cookiecutter", ROOT, "--no-input"),
+        cwd=tmp_path / "out",
+        env={"GIT_DIR": str(other / ".git"), "GIT_WORK_TREE": str(other)},
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out/my-detector/.git/index").exists()
+    assert not (other / ".git/index").exists()

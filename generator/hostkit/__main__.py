@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Iterable, Sequence
 
 from . import doctor, probe, setup
 from .catalogue import BadRequest, Catalogue
-from .resolve import Gpu, Host, Resolution, check_release, resolve
+from .resolve import Gpu, Host, Resolution, check_python, check_release, resolve
+from .terminal import printable, quoted, shortened, tolerate
 
 
 def main(arguments: Sequence[str] | None = None, program: str = "hostkit") -> int:
@@ -21,16 +23,17 @@ def main(arguments: Sequence[str] | None = None, program: str = "hostkit") -> in
     add_setup(commands.add_parser("setup", help="write .env and .devcontainer/compose.local.yaml for this host"))
     add_doctor(commands.add_parser("doctor", help="check this host; exit status 0 fine, 1 a check failed, 2 no answer"))
     add_resolve(commands.add_parser("resolve", help="name the torch build for a GPU and a driver"))
+    tolerate(sys.stdout, sys.stderr)
     options = parser.parse_args(arguments)
     try:
         return int(options.run(options))
     except BadRequest as error:
-        print(f"{program}: {error}", file=sys.stderr)
+        print(printable(f"{program}: {error}"), file=sys.stderr)
         return 2
 
 
 def home() -> Path:
-    """The project that this copy of hostkit lives in (`<project>/.devcontainer/hostkit`), else the current directory."""
+    """The project of this copy of hostkit (`<project>/.devcontainer/hostkit`), else the current directory."""
     folder = Path(__file__).resolve().parents[1]
     return folder.parent if (folder / "project.json").is_file() else Path()
 
@@ -85,6 +88,7 @@ def _doctor(options: argparse.Namespace) -> int:
     pinned = setup.project_settings(options.project)
     torch, python = options.torch or pinned.torch, options.python or pinned.python
     check_release(torch, catalogue)
+    check_python(python)
     facts = probe.probe(options.project)
     answer = doctor.resolution(facts, catalogue, torch, python)
     findings = doctor.examine(facts, answer, catalogue, torch, python)
@@ -105,21 +109,33 @@ def _resolve(options: argparse.Namespace) -> int:
         host = Host(
             options.driver, gpus, options.os or "linux", options.machine or "x86_64", options.torch, options.python
         )
+        answer = resolve(host, catalogue)
     else:
-        host = probe.probe(docker=False).host(options.torch, options.python)
-        host = host._replace(os=options.os or host.os, machine=options.machine or host.machine)
-    answer = resolve(host, catalogue)
+        answer = _here(options, catalogue)
     print(json.dumps(answer.as_dict()) if options.json else as_text(answer))
     return 0 if answer.status == "ok" else 1
+
+
+def _here(options: argparse.Namespace, catalogue: Catalogue) -> Resolution:
+    """The answer for this host. A driver that says nothing about its GPUs is not the same as no GPU."""
+    facts = probe.probe(docker=False)
+    host = facts.host(options.torch, options.python)
+    if host.gpus and not host.driver:
+        raise BadRequest("nvidia-smi names no version of its driver that can be read: give --driver and --gpu.")
+    answer = resolve(host._replace(os=options.os or host.os, machine=options.machine or host.machine), catalogue)
+    broken = [] if host.gpus else doctor.driver_findings(facts)
+    return answer._replace(reasons=[f"{broken[0].cause}."]) if broken else answer
 
 
 def _gpu(index: int, text: str) -> Gpu:
     name, *rest = (part.strip() for part in text.split(","))
     if not name or len(rest) > 2:
-        raise BadRequest(f'--gpu {text!r} is not NAME,CAPABILITY,MIB: write e.g. "NVIDIA GeForce RTX 4090,8.9,24564".')
+        raise BadRequest(
+            f'--gpu {quoted(text)} is not NAME,CAPABILITY,MIB: write e.g. "NVIDIA GeForce RTX 4090,8.9,24564".'
+        )
     compute, memory = [*rest, "", ""][:2]
-    if memory and not memory.isdigit():
-        raise BadRequest(f"--gpu {text!r}: the memory {memory!r} is not a number of MiB.")
+    if memory and not re.fullmatch("[0-9]{1,9}", memory):
+        raise BadRequest(f"--gpu {quoted(text)}: the memory {quoted(memory)} is not a number of MiB.")
     return Gpu(index, name, compute, int(memory) if memory else None)
 
 
@@ -157,7 +173,7 @@ def _host(row: object, defaults: Host) -> Host:
         raise BadRequest('a host is a JSON object such as {"driver": "570.86.10", "gpus": [{"name": "Tesla T4"}]}.')
     unknown = sorted(set(row) - {"driver", "gpus", "os", "machine", "torch", "python"})
     if unknown:
-        raise BadRequest(f"{unknown[0]!r} is no field of a host: use driver, gpus, os, machine, torch, python.")
+        raise BadRequest(f"{quoted(unknown[0])} is no field of a host: use driver, gpus, os, machine, torch, python.")
     gpus = row.get("gpus", [])
     if not isinstance(gpus, list):
         raise BadRequest('gpus is not a list: write [{"name": "Tesla T4", "capability": "7.5", "memory_mib": 15360}].')
@@ -166,7 +182,7 @@ def _host(row: object, defaults: Host) -> Host:
         if value is None:
             texts[name] = getattr(defaults, name)
         elif not isinstance(value, str):
-            raise BadRequest(f"{name} is {value!r}: write it as a string.")
+            raise BadRequest(f"{name} is {shortened(repr(value))}: write it as a string.")
     return Host(gpus=tuple(_gpu_of(index, gpu) for index, gpu in enumerate(gpus)), **texts)
 
 
@@ -179,14 +195,14 @@ def _gpu_of(index: int, gpu: object) -> Gpu:
     if isinstance(compute, float):
         compute = str(compute)
     if not isinstance(compute, str):
-        raise BadRequest(f"capability is {compute!r}: write it as a string such as 8.6.")
+        raise BadRequest(f"capability is {shortened(repr(compute))}: write it as a string such as 8.6.")
     if memory is not None and (
         isinstance(memory, bool) or not isinstance(memory, (int, float)) or not 0 <= memory < 1e9
     ):
-        raise BadRequest(f"memory_mib is {memory!r}: give a number of MiB, or null.")
+        raise BadRequest(f"memory_mib is {shortened(repr(memory))}: give a number of MiB, or null.")
     place = gpu.get("index", index)
     if isinstance(place, bool) or not isinstance(place, int):
-        raise BadRequest(f"index is {place!r}: give a whole number.")
+        raise BadRequest(f"index is {shortened(repr(place))}: give a whole number.")
     return Gpu(place, gpu.get("name", ""), compute, None if memory is None else int(memory))
 
 
@@ -205,7 +221,7 @@ def as_text(answer: Resolution) -> str:
         lines += [f"  without  GPU {one['index']}: {one['reason']}" for one in answer.excluded]
     lines += [f"  warning  {text}" for text in answer.warnings]
     lines += [f"  advice   {text}" for text in answer.advice]
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ import re
 from pathlib import Path
 from typing import Any, Iterable, NamedTuple
 
+from .terminal import quoted
+
 DEFAULT_PATH = Path(__file__).resolve().parent.parent / "catalog.json"
 
 MACHINES = {"x86_64": "x86_64", "amd64": "x86_64", "x64": "x86_64", "aarch64": "aarch64", "arm64": "aarch64"}
@@ -48,8 +50,8 @@ def version(text: str) -> tuple[int, ...]:
 
 def driver_version(text: str) -> tuple[int, ...]:
     """Like `version`; a bare branch number ("580") stands for the newest driver of that branch. Raises BadRequest."""
-    if not re.fullmatch(r"\d{2,4}(\.\d{1,6}){0,3}", text.strip()):
-        raise BadRequest(f"driver {text!r} is not a version: give what nvidia-smi prints, such as 570.86.10.")
+    if not re.fullmatch(r"[0-9]{2,4}(\.[0-9]{1,6}){0,3}", text.strip()):
+        raise BadRequest(f"driver {quoted(text)} is not a version: give what nvidia-smi prints, such as 570.86.10.")
     numbers = version(text.strip())
     return numbers if len(numbers) > 1 else (*numbers, 10**6)
 
@@ -59,8 +61,8 @@ def capability(text: str) -> tuple[int, int] | None:
     text = text.strip()
     if not text or text.startswith("[") or text in {"N/A", "ERR!"}:
         return None
-    if not re.fullmatch(r"\d{1,2}\.\d", text):
-        raise BadRequest(f"compute capability {text!r} is not of the form 8.6: leave it empty to go by the name.")
+    if not re.fullmatch(r"[0-9]{1,2}\.[0-9]", text):
+        raise BadRequest(f"compute capability {quoted(text)} is not of the form 8.6: leave it empty to go by the name.")
     major, minor = version(text)
     return major, minor
 

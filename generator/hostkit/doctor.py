@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from typing import Callable, NamedTuple, TextIO
 
-from .catalogue import Catalogue, version
+from .catalogue import BadRequest, Catalogue, version
 from .probe import Facts
-from .resolve import Obstacle, Resolution, obstacles, resolve
+from .resolve import Obstacle, Resolution, check_python, check_release, obstacles, resolve
+from .terminal import printable
 
 GIB = 1 << 30
-# A CUDA image is about 10 GiB (torch and its CUDA libraries about 7), and building it needs room beside it
-DOCKER_ROOM, PROJECT_ROOM = 25 * GIB, 2 * GIB
+# (warn, fail) below. A CUDA image is about 10 GiB (torch and its CUDA libraries about 7), and building it needs room
+# beside it; with the CPU's build of torch it is about 3 GiB
+DOCKER_ROOM, DOCKER_ROOM_CPU, PROJECT_ROOM = (25 * GIB, 10 * GIB), (8 * GIB, 4 * GIB), 2 * GIB
 COMPOSE_MINIMUM = "2.17"  # below: no `additional_contexts`; the dev container tools ask for it
 
 GUIDE = "https://docs.nvidia.com/datacenter/cloud-native/container-toolkit/latest/"
@@ -57,6 +60,7 @@ class Case(NamedTuple):
     resolution: Resolution | None
     obstacles: tuple[Obstacle, ...]
     catalogue: Catalogue | None
+    fault: str = ""  # why the resolver could not be asked about this host's GPUs
 
     @property
     def family(self) -> str:
@@ -70,20 +74,33 @@ class Case(NamedTuple):
         return bool(facts.gpus or facts.pci or facts.module or facts.wsl_driver or facts.smi.state in _BROKEN)
 
 
-_BROKEN = {"hangs", "mismatch", "lost", "blocked", "permission"}
+_BROKEN = {"hangs", "mismatch", "lost", "blocked", "permission", "failed", "unreadable"}
 
 
 def resolution(facts: Facts, catalogue: Catalogue, torch: str = "auto", python: str = "") -> Resolution | None:
-    """The torch build for this host, None when there is no GPU to ask about."""
-    return resolve(facts.host(torch, python), catalogue) if facts.gpus else None
+    """The torch build for this host; None when there is no GPU to ask about, or nothing that can be asked of it.
+
+    Raises BadRequest for `torch` and `python`, which are somebody's words; what the host says becomes a finding.
+    """
+    check_release(torch, catalogue)
+    check_python(python)
+    try:
+        return resolve(facts.host(torch, python), catalogue) if facts.gpus else None
+    except BadRequest:
+        return None
 
 
 def examine(
     facts: Facts, answer: Resolution | None, catalogue: Catalogue, torch: str = "auto", python: str = ""
 ) -> list[Finding]:
     """Every check, in the order in which they are told."""
-    found = tuple(obstacles(facts.host(torch, python), catalogue)) if facts.gpus else ()
-    case = Case(facts, answer, found, catalogue)
+    found: tuple[Obstacle, ...] = ()
+    fault = ""
+    try:
+        found = tuple(obstacles(facts.host(torch, python), catalogue)) if facts.gpus else ()
+    except BadRequest as error:
+        fault = str(error)
+    case = Case(facts, answer, found, catalogue, fault)
     return [check(case) for _, checks in CHECKS for check in checks]
 
 
@@ -95,7 +112,7 @@ def exit_status(findings: list[Finding]) -> int:
 def driver_findings(facts: Facts) -> list[Finding]:
     """What keeps the driver from listing a GPU, without asking the catalogue; empty when there is simply none."""
     case = Case(facts, None, (), None)
-    checks = (_driver_hangs, _nvml_mismatch, _gpu_lost, _driver_missing, _wsl)
+    checks = (_driver_hangs, _driver_unreadable, _nvml_mismatch, _gpu_lost, _driver_missing, _wsl)
     return [finding for finding in (check(case) for check in checks) if finding.level == "fail"]
 
 
@@ -156,7 +173,7 @@ _KEYRING = "/usr/share/keyrings/nvidia-container-toolkit-keyring.gpg"
 _APT_TOOLKIT = (
     f"curl -fsSL {_REPOSITORY}gpgkey | sudo gpg --dearmor --yes -o {_KEYRING}"
     f" && curl -fsSL {_REPOSITORY}stable/deb/nvidia-container-toolkit.list"
-    f" | sed 's#deb https://#deb [signed-by={_KEYRING}] https://#g'"
+    f" | sed 's#deb #deb [signed-by={_KEYRING}] #'"
     " | sudo tee /etc/apt/sources.list.d/nvidia-container-toolkit.list"
     " && sudo apt-get update && sudo apt-get install -y nvidia-container-toolkit"
 )
@@ -242,6 +259,8 @@ def _gpu_none(case: Case) -> Finding:
         return Finding("gpu.none", "ok", ", ".join(counted([gpu.name for gpu in facts.gpus])))
     if facts.system == "macos":
         return Finding("gpu.none", "ok", "a Mac has no NVIDIA GPU", "containers train on the CPU")
+    if facts.smi.state in {"failed", "unreadable"}:
+        return Finding("gpu.none", "skip", "nvidia-smi does not tell, see below")
     if case.has_gpu:
         return Finding("gpu.none", "skip", "the driver does not list the GPU, see below")
     return Finding(
@@ -251,6 +270,15 @@ def _gpu_none(case: Case) -> Finding:
 
 def _driver_missing(case: Case) -> Finding:
     facts = case.facts
+    failed = facts.smi.state == "failed" or (facts.smi.state == "blocked" and facts.system != "wsl2")
+    if failed:
+        cause = f"nvidia-smi failed: {_excerpt(facts.smi.message) or 'it gave no reason'}"
+        return Finding("driver.missing", "fail", cause, "the GPU cannot be used", "nvidia-smi", LINKS["driver"])
+    if facts.smi.state == "no-devices" and facts.pci and facts.module:
+        return Finding(
+            "driver.missing", "fail", f"an NVIDIA GPU is at PCI {facts.pci[0]}, but its driver does not list it",
+            "the GPU cannot be used", "sudo dmesg | grep -i nvrm", LINKS["driver"],
+        )  # fmt: skip
     if facts.driver and facts.smi.state != "no-driver":
         if facts.smi.state == "missing":
             return Finding(
@@ -274,9 +302,6 @@ def _driver_missing(case: Case) -> Finding:
     if facts.smi.state == "no-driver":
         cause = "nvidia-smi is installed, but no NVIDIA driver is loaded"
         return Finding("driver.missing", "fail", cause, "a GPU could not be used", command, link)
-    if facts.smi.state == "failed":
-        cause = f"nvidia-smi failed: {facts.smi.message[:160] or 'it gave no reason'}"
-        return Finding("driver.missing", "fail", cause, "the GPU cannot be used", "nvidia-smi", LINKS["driver"])
     return Finding("driver.missing", "skip", "nvidia-smi did not answer, see the other checks")
 
 
@@ -299,6 +324,29 @@ def _driver_hangs(case: Case) -> Finding:
     if case.facts.smi.state == "missing":
         return Finding("driver.hangs", "skip", "there is no nvidia-smi")
     return Finding("driver.hangs", "ok", "nvidia-smi answers")
+
+
+def _driver_unreadable(case: Case) -> Finding:
+    smi = case.facts.smi
+    if smi.state == "unreadable":
+        cause = f"nvidia-smi answers nothing that can be read: {_excerpt(smi.message) or 'nothing at all'}"
+        return Finding(
+            "driver.unreadable", "fail", cause, "which GPUs there are cannot be told, so the CPU would be used",
+            "nvidia-smi --query-gpu=index,name,driver_version --format=csv", LINKS["driver"],
+        )  # fmt: skip
+    if case.facts.gpus and not case.facts.driver:
+        return Finding(
+            "driver.unreadable", "fail", "nvidia-smi lists a GPU, but no version of its driver that can be read",
+            "no torch build can be chosen for it, so the CPU would be used", "nvidia-smi", LINKS["driver"],
+        )  # fmt: skip
+    if not case.facts.gpus:
+        return Finding("driver.unreadable", "skip", "no GPU is listed")
+    return Finding("driver.unreadable", "ok", "what nvidia-smi says can be read")
+
+
+def _excerpt(text: str) -> str:
+    """The beginning of what a program said, for a sentence."""
+    return printable(" ".join(text[:160].split()))[:160]
 
 
 def _nvml_mismatch(case: Case) -> Finding:
@@ -326,7 +374,9 @@ def _gpu_lost(case: Case) -> Finding:
             "sudo dmesg | grep -i xid ; sudo reboot", LINKS["xid"],
         )  # fmt: skip
     if "inforom is corrupted" in smi.message.lower():
-        return Finding("gpu.lost", "warn", smi.message[:160], "the GPU works, but should be serviced", "", LINKS["xid"])
+        return Finding(
+            "gpu.lost", "warn", _excerpt(smi.message), "the GPU works, but should be serviced", "", LINKS["xid"]
+        )
     if not smi.gpus:
         return Finding("gpu.lost", "skip", "no GPU is listed")
     return Finding("gpu.lost", "ok", "no GPU has fallen off the bus")
@@ -359,7 +409,7 @@ def _wsl(case: Case) -> Finding:
 def _obstacle(case: Case, check: str, kinds: set[str], link: str, command: str = "") -> Finding | None:
     """The first obstacle of these kinds that the resolver met; skipped without a GPU, None when there is none."""
     if not case.facts.gpus or case.resolution is None:
-        return Finding(check, "skip", "no GPU is listed")
+        return Finding(check, "skip", "no GPU is listed" if not case.facts.gpus else "no torch build can be chosen")
     found = [obstacle for obstacle in case.obstacles if obstacle.kind in kinds]
     if not found:
         return None
@@ -371,7 +421,7 @@ def _obstacle(case: Case, check: str, kinds: set[str], link: str, command: str =
 def _legacy(case: Case) -> bool:
     """Whether a GPU here is served only by the 580 branch of the driver."""
     catalogue = case.catalogue
-    if catalogue is None:
+    if catalogue is None or case.fault:
         return False
     computes = [catalogue.compute(gpu.capability, gpu.name) for gpu in case.facts.gpus]
     return any(compute and catalogue.branch(compute) for compute in computes)
@@ -390,6 +440,9 @@ def _driver_too_new(case: Case) -> Finding:
 
 
 def _gpu_arch(case: Case) -> Finding:
+    if case.fault and case.facts.driver:
+        cause = f"no torch build can be chosen for this host: {case.fault}"
+        return Finding("gpu.arch", "fail", cause, "the CPU would be used", "nvidia-smi", LINKS["capability"])
     found = _obstacle(case, "gpu.arch", {"arch", "unknown", "release"}, LINKS["capability"])
     answer = case.resolution
     if found or answer is None:
@@ -427,7 +480,7 @@ def _docker_down(case: Case) -> Finding:
         cause = {
             "down": "the Docker daemon is not running",
             "hangs": "the Docker daemon does not answer",
-            "failed": f"docker info failed: {docker.message[:160] or 'it gave no reason'}",
+            "failed": f"docker info failed: {_excerpt(docker.message) or 'it gave no reason'}",
         }[docker.state]
         command = {"macos": "open -a Docker", "windows": "Start-Process 'Docker Desktop'"}.get(
             case.family, _restart_docker(case)
@@ -458,7 +511,7 @@ def _compose_old(case: Case) -> Finding:
     if not facts.compose:
         cause = "there is neither `docker compose` nor `docker-compose`"
         return Finding("compose.old", "fail", cause, "no container can start", command, LINKS["compose"])
-    number = tuple(int(part) for part in facts.compose.split("-")[0].split("+")[0].split(".")[:2] if part.isdigit())
+    number = tuple(map(int, re.findall("[0-9]{1,4}", facts.compose)[:2]))
     if number < (2,):
         cause = f"Compose {facts.compose} is of the retired first generation"
         return Finding("compose.old", "fail", cause, "it does not read these files", command, LINKS["compose"])
@@ -471,8 +524,8 @@ def _compose_old(case: Case) -> Finding:
 def has_cdi(facts: Facts) -> bool:
     """Whether the engine can hand out GPUs by CDI. Docker before 25 knows no CDI, whatever files lie there."""
     docker = facts.docker
-    major = docker.version.split(".")[0]
-    if docker.kind == "docker" and major.isdigit() and int(major) < 25:
+    major = re.match("[0-9]{1,4}(?![0-9])", docker.version)
+    if docker.kind == "docker" and major and int(major[0]) < 25:
         return False
     return docker.cdi or bool(facts.cdi)
 
@@ -551,10 +604,11 @@ def _disk_space(case: Case) -> Finding:
     facts = case.facts
     if facts.docker_free is None and facts.project_free is None:
         return Finding("disk.space", "skip", "the free space could not be read")
-    if facts.docker_free is not None and facts.docker_free < DOCKER_ROOM:
-        level = "fail" if facts.docker_free < DOCKER_ROOM * 2 // 5 else "warn"
+    enough, least = DOCKER_ROOM if case.has_gpu else DOCKER_ROOM_CPU
+    if facts.docker_free is not None and facts.docker_free < enough:
+        level = "fail" if facts.docker_free < least else "warn"
         cause = f"{facts.docker_free / GIB:.1f} GiB are free where Docker keeps its images ({facts.docker.root})"
-        need = f"building the image takes up to {DOCKER_ROOM // GIB} GiB"
+        need = f"building the image takes up to {enough // GIB} GiB"
         return Finding("disk.space", level, cause, need, "docker system prune", LINKS["prune"])
     if facts.project_free is not None and facts.project_free < PROJECT_ROOM:
         cause = f"{facts.project_free / GIB:.1f} GiB are free where the project lies"
@@ -581,7 +635,7 @@ CHECKS: tuple[tuple[str, tuple[Callable[[Case], Finding], ...]], ...] = (
     (
         "GPU and driver",
         (
-            _gpu_none, _driver_missing, _driver_hangs, _nvml_mismatch, _gpu_lost, _wsl,
+            _gpu_none, _driver_missing, _driver_hangs, _driver_unreadable, _nvml_mismatch, _gpu_lost, _wsl,
             _driver_too_old, _driver_too_new, _gpu_arch,
         ),
     ),
@@ -614,6 +668,7 @@ _COLOURS = {"ok": "32", "warn": "33", "fail": "31", "skip": "2"}
 
 def as_text(findings: list[Finding], colour: bool = False) -> str:
     """One line a check, grouped; below a check that is not fine what it costs, the command, and where to read on."""
+    findings = [Finding(*map(printable, finding)) for finding in findings]
     lines: list[str] = []
     rest = iter(findings)
     for group, checks in CHECKS:
@@ -639,30 +694,73 @@ def _told(finding: Finding, colour: bool) -> list[str]:
     return lines
 
 
+WIDTH, LINES = 108, 18  # of a summary; who prints it may set it in by two
+
+
 def summary(facts: Facts, answer: Resolution | None, findings: list[Finding]) -> list[str]:
-    """At most 18 lines for the end of a generation: GPUs, driver, torch build and why, what fails and its command."""
-    lines = []
+    """At most 18 lines for the end of a generation: GPUs, driver, torch build and why, what fails and its command.
+
+    No line is longer than `WIDTH`. No command is cut: it goes on below, after a backslash, or is left to the doctor.
+    """
+    told: list[list[str]] = []
     if facts.gpus:
-        lines.append(f"GPU     {', '.join(counted([gpu.name for gpu in facts.gpus]))}, driver {facts.driver}")
+        names = ", ".join(counted([gpu.name for gpu in facts.gpus]))
+        told.append(_folded("GPU", f"{names}, driver {facts.driver or 'unknown'}")[:4])
     if answer and answer.build:
         where = "default package index" if answer.index_url is None else answer.index_url
         only = f" on GPU {_numbers(answer.devices)}" if answer.status == "partial" else ""
-        lines.append(f"torch   {answer.torch}+{answer.build}{only} ({where})")
-        lines += [f"        {text}" for text in (*answer.reasons[1:2], *answer.warnings[:2], *answer.advice[:2])]
+        told.append(_folded("torch", f"{answer.torch}+{answer.build}{only} ({where})"))
+        told += [_folded("", text) for text in (*answer.reasons[1:2], *answer.warnings[:2], *answer.advice[:2])]
     elif answer:
-        lines.append(f"torch   on the CPU: {answer.reasons[0]}")
-        lines += [f"        {text}" for text in answer.advice[:2]]
+        told.append(_folded("torch", f"on the CPU: {answer.reasons[0]}"))
+        told += [_folded("", text) for text in answer.advice[:2]]
     elif not any(finding.level == "fail" and finding.id.startswith(("driver", "nvml", "gpu")) for finding in findings):
-        lines.append("GPU     none found: training runs on the CPU")
-    told = {"driver.too-old", "driver.too-new", "gpu.arch"} if answer else set()
+        told.append(_folded("GPU", "none found: training runs on the CPU"))
+    known = {"driver.too-old", "driver.too-new", "gpu.arch"} if answer else set()
     for finding in findings:
         if finding.level != "fail":
             continue
-        if finding.id not in told:
-            lines.append(f"fails   {finding.cause}: {finding.consequence}")
-        if finding.command or finding.id not in told:
-            lines.append(f"        $ {finding.command}" if finding.command else f"        {finding.link}")
-    return lines[:18]
+        words = [] if finding.id in known else _folded("fails", f"{finding.cause}: {finding.consequence}")
+        if finding.command:
+            words += _folded_command(finding.command)
+        elif words:
+            words += _folded("", finding.link)
+        told.append(words)
+    lines: list[str] = []
+    for number, words in enumerate(told):
+        last = number == len(told) - 1
+        if len(lines) + len(words) > LINES - (not last):
+            return [*lines, "more    python -m generator doctor"]
+        lines += words
+    return lines
+
+
+def _folded(label: str, text: str) -> list[str]:
+    """`text` behind a label, folded at blanks; only a word that is longer than a line is cut."""
+    room = WIDTH - 8
+    lines: list[str] = []
+    line = ""
+    for word in printable(text).split():
+        while len(word) > room:
+            lines += [line, word[:room]] if line else [word[:room]]
+            line, word = "", word[room:]  # noqa: PLW2901
+        if line and len(line) + 1 + len(word) > room:
+            lines.append(line)
+            line = ""
+        line = f"{line} {word}".strip()
+    lines.append(line)
+    return [f"{label if number == 0 else '':8}{line}" for number, line in enumerate(lines)]
+
+
+def _folded_command(command: str) -> list[str]:
+    """A command for a POSIX shell, going on after a backslash: never within quotation marks, where it would count."""
+    lines = ["        $"]
+    for word in re.findall(r"""(?:[^\s'"]|'[^']*'|"[^"]*")+""", printable(command)):
+        if len(lines[-1]) + 1 + len(word) + 2 > WIDTH:
+            lines[-1] += " \\"
+            lines.append("         ")
+        lines[-1] += f" {word}"
+    return lines
 
 
 def _numbers(devices: list[int]) -> str:

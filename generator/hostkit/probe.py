@@ -16,18 +16,20 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any, Callable, NamedTuple
+from typing import IO, Any, Callable, NamedTuple
 
 from .catalogue import MACHINES
 from .resolve import Gpu, Host
 
 LIMIT = 10.0  # seconds a program may take; a healthy nvidia-smi without persistence mode needs up to about 4
+OUTPUT = 1 << 20  # bytes that are read of what a program prints
+NAME = 96  # characters of a GPU's name; NVML_DEVICE_NAME_V2_BUFFER_SIZE
 
 QUERY = ("index", "name", "uuid", "driver_version", "memory.total", "compute_cap")  # compute_cap last: R470 lacks it
 
 
 class Answer(NamedTuple):
-    """What a program said. `state` is ok, failed, missing or hangs."""
+    """What a program said. `state` is ok, failed, missing, hangs or endless (it was stopped after `OUTPUT` bytes)."""
 
     state: str
     code: int | None = None
@@ -43,7 +45,8 @@ class Answer(NamedTuple):
 class Smi(NamedTuple):
     """What nvidia-smi says.
 
-    `state`: ok, missing, hangs, no-driver, mismatch, no-devices, lost, blocked, permission, failed.
+    `state`: ok, missing, hangs, no-driver, mismatch, no-devices, lost, blocked, permission, failed, unreadable.
+    Only "no-devices" says that there is no GPU; "unreadable" is an answer that holds no row and no known sentence.
     """
 
     state: str
@@ -130,19 +133,48 @@ def ask(command: list[str], limit: float = LIMIT) -> Answer:
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            env=environment, start_new_session=os.name == "posix",
+            env=environment, start_new_session=os.name == "posix", bufsize=0,
         )  # fmt: skip
     except (FileNotFoundError, NotADirectoryError):
         return Answer("missing")
     except OSError as error:
         return Answer("failed", None, "", f"{command[0]} cannot be run: {error.strerror}")
+    until = time.monotonic() + limit
+    chunks: list[list[bytes]] = [[], []]
+    readers = []
+    for stream, into in zip((process.stdout, process.stderr), chunks):  # noqa: B905 (Python 3.8)
+        # daemon: a pipe that something stuck in the driver holds open must not keep the interpreter alive
+        readers.append(threading.Thread(target=_drain, args=(process, stream, into), daemon=True))
+        readers[-1].start()
+    for reader in readers:
+        reader.join(max(0.0, until - time.monotonic()))
     try:
-        out, err = process.communicate(timeout=limit)
+        if any(reader.is_alive() for reader in readers):
+            raise subprocess.TimeoutExpired(command, limit)
+        process.wait(max(0.0, until - time.monotonic()))
     except subprocess.TimeoutExpired:
         _kill(process)
         return Answer("hangs")
-    text = [stream.decode("utf-8", "replace") for stream in (out, err)]
-    return Answer("ok" if process.returncode == 0 else "failed", process.returncode, text[0], text[1])
+    for stream in (process.stdout, process.stderr):
+        if stream is not None:
+            stream.close()
+    out, err = (b"".join(one)[:OUTPUT].decode("utf-8", "replace") for one in chunks)
+    if any(sum(map(len, one)) > OUTPUT for one in chunks):
+        return Answer("endless", None, out, err)
+    return Answer("ok" if process.returncode == 0 else "failed", process.returncode, out, err)
+
+
+def _drain(process: subprocess.Popen[bytes], stream: IO[bytes], into: list[bytes]) -> None:
+    """Read a stream to its end. The program is killed when it prints more than `OUTPUT`: nobody wants to keep that."""
+    room = OUTPUT
+    with contextlib.suppress(OSError, ValueError):
+        while room >= 0:
+            chunk = stream.read(1 << 16)
+            if not chunk:
+                return
+            into.append(chunk)
+            room -= len(chunk)
+    _kill(process)
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
@@ -152,7 +184,7 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
             os.killpg(process.pid, signal.SIGKILL)
         else:
             process.kill()
-        process.communicate(timeout=0.2)
+        process.wait(timeout=0.2)
     except (OSError, subprocess.TimeoutExpired):
         pass
 
@@ -280,7 +312,7 @@ def _free(path: Path) -> int | None:
         return None
 
 
-CERTIFICATE_SUFFIXES = {".crt", ".pem", ".cer"}
+CERTIFICATE_SUFFIXES = {".crt", ".pem", ".cer", ".der"}
 CERTIFICATE_PLACES = (
     ("/usr/local/share/ca-certificates", "**/*.crt"),
     ("/etc/pki/ca-trust/source/anchors", "*"),
@@ -318,12 +350,15 @@ def _smi(limit: float) -> Smi:
         fields = QUERY[:-1]
         answer = _query(program, fields, max(0.1, until - time.monotonic()))
     rows, rest = _rows(answer.out, len(fields))
-    message = " ".join(f"{rest}\n{answer.err}".split())
+    message = " ".join(f"{rest}\n{answer.err}".split())[:4000]
+    if answer.state == "endless":
+        return Smi("unreadable", message)
     gpus = tuple(
-        Gpu(int(row[0]), row[1], _number(row[5]) if len(row) > 5 else "", _mib(row[4]), _known(row[2])) for row in rows
+        Gpu(int(row[0]), row[1][:NAME], _capability(row[5]) if len(row) > 5 else "", _mib(row[4]), _known(row[2]))
+        for row in rows
     )
     if gpus:  # rows count even when the exit status is not 0: a corrupt infoROM is one, and the GPU works
-        return Smi("ok", message, _number(rows[0][3]), gpus)
+        return Smi("ok", message, _driver(rows[0][3]), gpus)
     return Smi(_smi_state(answer), message)
 
 
@@ -334,9 +369,9 @@ def _query(program: str, fields: tuple[str, ...], limit: float) -> Answer:
 def _rows(text: str, count: int) -> tuple[list[list[str]], str]:
     """The CSV rows, and the lines that are none."""
     rows, rest = [], []
-    for line in text.splitlines():
+    for line in text.split("\n"):  # and at nothing else that Python takes for the end of a line
         cells = [cell.strip() for cell in line.split(",")]
-        if len(cells) == count and cells[0].isdigit():
+        if len(cells) == count and re.fullmatch("[0-9]{1,4}", cells[0]):
             rows.append(cells)
         else:
             rest.append(line)
@@ -348,14 +383,19 @@ def _known(cell: str) -> str:
     return "" if cell.startswith("[") or cell in {"N/A", "ERR!"} else cell
 
 
-def _number(cell: str) -> str:
-    """A version or a capability; "" when the cell holds anything else."""
-    match = re.match(r"\d+(\.\d+)+", cell)
+def _driver(cell: str) -> str:
+    """The driver's version; "" when the cell holds anything else."""
+    match = re.match(r"[0-9]{2,4}(\.[0-9]{1,6}){1,3}(?![0-9.])", cell)
     return match[0] if match else ""
 
 
+def _capability(cell: str) -> str:
+    """A compute capability; "" when the cell holds anything else, so that the name tells."""
+    return cell if re.fullmatch(r"[0-9]{1,2}\.[0-9]", cell) else ""
+
+
 def _mib(cell: str) -> int | None:
-    match = re.match(r"\d+", cell)
+    match = re.match(r"[0-9]{1,9}(?![0-9])", cell)
     return int(match[0]) if match else None
 
 
@@ -368,7 +408,7 @@ _SMI_TEXTS = (
     ("fallen off the bus", "lost"),
     ("insufficient permissions", "permission"),
 )
-_SMI_CODES = {4: "permission", 6: "no-devices", 9: "no-driver", 15: "lost", 18: "mismatch"}  # manual of nvidia-smi
+_SMI_CODES = {4: "permission", 9: "no-driver", 15: "lost", 18: "mismatch"}  # manual of nvidia-smi
 
 
 def _smi_state(answer: Answer) -> str:
@@ -379,12 +419,14 @@ def _smi_state(answer: Answer) -> str:
         if part in text:
             return state
     if answer.code == 0:
-        return "no-devices"
+        return "unreadable"
     return _SMI_CODES.get(answer.code or 0, "failed")
 
 
 def _module() -> str:
-    match = re.search(r"Kernel Module.*?\s(\d+\.\d+(?:\.\d+)?)\s", _read("/proc/driver/nvidia/version") + " ")
+    match = re.search(
+        r"Kernel Module.*?\s([0-9]{2,4}\.[0-9]{1,6}(?:\.[0-9]{1,6})?)\s", _read("/proc/driver/nvidia/version") + " "
+    )
     return match[1] if match else ""
 
 
@@ -470,7 +512,11 @@ def _docker_state(message: str) -> str:
 def _compose(limit: float) -> str:
     for command in (["docker", "compose", "version", "--short"], ["docker-compose", "version", "--short"]):
         answer = ask(command, limit)
-        match = re.search(r"v?(\d+\.\d+\S*)", answer.out) if answer.state == "ok" else None
+        match = (
+            re.search(r"(?<![0-9.])([0-9]{1,4}\.[0-9]{1,4}(?![0-9])\S{0,40})", answer.out)
+            if answer.state == "ok"
+            else None
+        )
         if match:
             return match[1]
     return ""
@@ -480,7 +526,7 @@ def _toolkit(limit: float) -> str:
     answer = ask(["nvidia-ctk", "--version"], limit)
     if answer.state == "missing":
         return ""
-    match = re.search(r"version (\d+\.\d+\.\d+)", answer.out)
+    match = re.search(r"version ([0-9]{1,4}\.[0-9]{1,4}\.[0-9]{1,4})\b", answer.out)
     return match[1] if match else "unknown"
 
 

@@ -11,6 +11,7 @@ import re
 from typing import Iterable, NamedTuple, TypeVar
 
 from .catalogue import MACHINES, SYSTEMS, BadRequest, Branch, Build, Catalogue, capability, driver_version
+from .terminal import quoted
 
 _T = TypeVar("_T")
 
@@ -109,13 +110,20 @@ def resolve(host: Host, catalogue: Catalogue) -> Resolution:
 def _checked(host: Host, catalogue: Catalogue) -> Host:
     machine = MACHINES.get(host.machine.lower())
     if machine is None:
-        raise BadRequest(f"machine {host.machine!r} has no torch wheels for Linux containers: use x86_64 or aarch64.")
+        raise BadRequest(
+            f"machine {quoted(host.machine)} has no torch wheels for Linux containers: use x86_64 or aarch64."
+        )
     if host.os not in SYSTEMS:
-        raise BadRequest(f"os {host.os!r} is neither linux nor wsl2: use one of them.")
-    if host.python and not re.fullmatch(r"3\.\d{1,2}t?", host.python):
-        raise BadRequest(f"Python {host.python!r} is not of the form 3.11: give major and minor.")
+        raise BadRequest(f"os {quoted(host.os)} is neither linux nor wsl2: use one of them.")
+    check_python(host.python)
     check_release(host.torch, catalogue)
     return host._replace(machine=machine)
+
+
+def check_python(python: str) -> None:
+    """Raise BadRequest when `python` is neither "" nor a version such as 3.11."""
+    if python and not re.fullmatch(r"3\.[0-9]{1,2}t?", python):
+        raise BadRequest(f"Python {quoted(python)} is not of the form 3.11: give major and minor.")
 
 
 def check_release(torch: str, catalogue: Catalogue) -> None:
@@ -126,7 +134,7 @@ def check_release(torch: str, catalogue: Catalogue) -> None:
 
     near = [known for known in catalogue.releases if known.startswith(f"{torch}.")][:1]
     near = near or difflib.get_close_matches(torch, catalogue.releases, n=1) or ["auto"]
-    raise BadRequest(f"torch {torch!r} is not in the catalogue of {catalogue.as_of}: did you mean {near[0]}?")
+    raise BadRequest(f"torch {quoted(torch)} is not in the catalogue of {catalogue.as_of}: did you mean {near[0]}?")
 
 
 def _card(gpu: Gpu, asked: _Asked) -> _Card:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import base64
 import binascii
 import contextlib
+import errno
 import json
 import os
 import re
+import stat
 import sys
 from pathlib import Path
 from typing import Mapping, NamedTuple
@@ -19,7 +21,8 @@ from typing import Mapping, NamedTuple
 from . import doctor
 from .catalogue import BadRequest, Build, Catalogue
 from .probe import CERTIFICATE_SUFFIXES, Facts, certificate_files, probe
-from .resolve import Gpu, Host, Resolution, check_release, resolve
+from .resolve import Gpu, Host, Resolution, check_python, check_release, resolve
+from .terminal import printable, shortened
 
 ACCELS = ("auto", "gpu", "gpu-cdi", "cpu")
 
@@ -53,7 +56,7 @@ class Wishes(NamedTuple):
     devices: str = ""
     certificates: str = ""
     index_base: str = ""
-    project_name: str = ""
+    project_name: str = ""  # for compose
 
 
 class Decision(NamedTuple):
@@ -81,14 +84,13 @@ def run(project: Path, accel: str | None, catalogue: Catalogue, facts: Facts | N
         for name, content in wanted.items():
             write_atomically(project / name, content, owner)
     except BadRequest as error:
-        print(f"host-setup: {error}", file=sys.stderr)
+        print(printable(f"host-setup: {error}"), file=sys.stderr)
         return 2
     except CannotWrite as error:
-        print(f"host-setup: {error}", file=sys.stderr)
+        print(printable(f"host-setup: {error}"), file=sys.stderr)
         return 1
-    for note in [*notes, *decision.notes][:10]:
-        print(f"host-setup: {note}")
-    print(f"host-setup: {decision.summary}")
+    for note in [*[*notes, *decision.notes][:10], decision.summary]:
+        print(printable(f"host-setup: {note}"))
     return 0
 
 
@@ -103,13 +105,16 @@ def project_settings(project: Path) -> Project:
         return Project(str(data["slug"]), str(data.get("torch") or "auto"), str(data.get("python") or ""))
     except OSError:
         return Project(project.resolve().name)
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise BadRequest(f"{path} is damaged: restore it, e.g. with git checkout -- {path.name}.") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        name = path.relative_to(project).as_posix()
+        raise BadRequest(f"{path} is damaged: restore it, e.g. with git checkout -- {name}.") from None
 
 
 def read_text(path: Path) -> str:
     """The file's text with its line ends, "" when there is none. Raises CannotWrite when it cannot be read."""
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for, a device never ends
+            raise CannotWrite(f"{path} is not a regular file: move it away.")
         return path.read_bytes().decode("utf-8", "surrogateescape")
     except FileNotFoundError:
         return ""
@@ -117,36 +122,53 @@ def read_text(path: Path) -> str:
         raise CannotWrite(f"{path} cannot be read: {error.strerror}.") from None
 
 
-def split_env(text: str) -> tuple[str, str]:
-    """(the user's own lines, our block) of a .env. A block that was cut short ends where the keys we write end."""
-    own: list[str] = []
-    block: list[str] = []
-    inside = False
-    for line in text.splitlines(keepends=True):
-        bare = line.strip()
-        if bare == BEGIN:
-            inside = True
-        elif inside and bare == END:
-            inside = False
-            block.append(line)
-            continue
-        elif inside and bare.partition("=")[0] not in KEYS:
-            inside = False  # the end mark was deleted: what follows is the user's
-        (block if inside else own).append(line)
-    return "".join(own), "".join(block)
-
-
 KEYS = (
-    "COMPOSE_FILE", "COMPOSE_PATH_SEPARATOR", "COMPOSE_PROJECT_NAME", "DEV_UID", "DEV_GID", "TORCH_VERSION",
-    "TORCHVISION_VERSION", "TORCH_BUILD", "TORCH_INDEX", "HOST_CA",
+    "COMPOSE_FILE", "COMPOSE_PATH_SEPARATOR", "COMPOSE_PROJECT_NAME", "DEV_UID", "DEV_GID", "LAB_TORCH_VERSION",
+    "LAB_TORCHVISION_VERSION", "LAB_TORCH_BUILD", "LAB_TORCH_INDEX", "HOST_CA",
 )  # fmt: skip
+# What blocks held before: names of overrides, which compose would have taken from the shell instead of the decision
+FORMER_KEYS = ("TORCH_VERSION", "TORCHVISION_VERSION", "TORCH_BUILD", "TORCH_INDEX")
+
+BOM = "\ufeff"  # some editors of Windows begin a file with it, and compose skips it
+
+
+def split_env(text: str) -> tuple[str, str]:
+    """(the user's own lines, our block) of a .env, every byte in one of them.
+
+    A block whose end mark was deleted ends before the first line that is not ours. A strange line before an end mark
+    stays the user's.
+    """
+    mark = BOM if text.startswith(BOM) else ""
+    own, block = [mark], []
+    lines = text[len(mark) :].splitlines(keepends=True)
+    marks = [line.strip() if line.strip() in {BEGIN, END} else "" for line in lines]
+    start = 0
+    while start < len(lines):
+        if marks[start] != BEGIN:
+            own.append(lines[start])
+            start += 1
+            continue
+        end = next((place for place in range(start + 1, len(lines)) if marks[place]), len(lines))
+        closed = marks[end : end + 1] == [END]
+        keys = [line.strip().partition("=")[0] for line in lines[start + 1 : end]]
+        ours = KEYS if any(key.startswith("LAB_TORCH") for key in keys) else KEYS + FORMER_KEYS
+        if not closed:
+            end = next((start + 1 + place for place, key in enumerate(keys) if key not in ours), end)
+        block.append(lines[start])
+        for line, key in zip(lines[start + 1 : end], keys):  # noqa: B905 (Python 3.8; a cut block has fewer lines)
+            (block if key in ours else own).append(line)
+        start = end
+        if closed:
+            block.append(lines[end])
+            start += 1
+    return "".join(own), "".join(block)
 
 
 def own_values(text: str) -> dict[str, str]:
     """The variables that lines of a .env set; the last one wins, as in compose."""
     values = {}
     for line in text.splitlines():
-        match = re.match(r"\s*(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)\s*=\s*(.*)", line)
+        match = re.match(BOM + r"?\s*(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)\s*=\s*(.*)", line)
         if not match:
             continue
         name, value = match[1], match[2].strip()
@@ -165,20 +187,28 @@ def read_wishes(environment: Mapping[str, str], own: str, accel: str | None = No
     value = {name: (environment.get(name) or lines.get(name) or "").strip() for name in OVERRIDES}
     wished = accel or value["YOLO_ACCEL"] or "auto"
     if wished not in ACCELS:
-        raise BadRequest(f"YOLO_ACCEL={wished} is not one of {', '.join(ACCELS)}: correct it or remove it.")
-    if value["TORCH_BUILD"] and not re.fullmatch(r"cpu|cu\d{3}", value["TORCH_BUILD"]):
+        raise BadRequest(f"YOLO_ACCEL={shortened(wished)} is not one of {', '.join(ACCELS)}: correct it or remove it.")
+    if value["TORCH_BUILD"] and not re.fullmatch(r"cpu|cu[0-9]{3}", value["TORCH_BUILD"]):
         raise BadRequest(
-            f"TORCH_BUILD={value['TORCH_BUILD']} is not of the form cu126 or cpu: correct it or remove it."
+            f"TORCH_BUILD={shortened(value['TORCH_BUILD'])} is not of the form cu126 or cpu: correct it or remove it."
         )
     devices = value["CUDA_VISIBLE_DEVICES"]
-    if devices and not re.fullmatch(r"-1|\d+(,\d+)*|(GPU|MIG)-[\w/-]+(,(GPU|MIG)-[\w/-]+)*", devices):
-        raise BadRequest(f"CUDA_VISIBLE_DEVICES={devices} is neither numbers such as 0,1 nor GPU UUIDs: correct it.")
+    if devices and not re.fullmatch(
+        r"-1|[0-9]+(,[0-9]+)*|(GPU|MIG)-[A-Za-z0-9_/-]+(,(GPU|MIG)-[A-Za-z0-9_/-]+)*", devices
+    ):
+        raise BadRequest(
+            f"CUDA_VISIBLE_DEVICES={shortened(devices)} is neither numbers such as 0,1 nor GPU UUIDs: correct it."
+        )
     base = value["TORCH_INDEX_BASE"].rstrip("/")
     if base and not re.fullmatch(r"(https?|file)://[^\s$'\"`#\\]+", base):
-        raise BadRequest(f"TORCH_INDEX_BASE={base} is not a URL such as https://mirror.example/whl: correct it.")
+        raise BadRequest(
+            f"TORCH_INDEX_BASE={shortened(base)} is not a URL such as https://mirror.example/whl: correct it."
+        )
     name = value["COMPOSE_PROJECT_NAME"]
     if name and not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name):
-        raise BadRequest(f"COMPOSE_PROJECT_NAME={name} may hold only a-z, 0-9, _ and -, after a letter or digit.")
+        raise BadRequest(
+            f"COMPOSE_PROJECT_NAME={shortened(name)} may hold only a-z, 0-9, _ and -, after a letter or digit."
+        )
     return Wishes(wished, value["TORCH_BUILD"], value["TORCH_VERSION"], devices, value["EXTRA_CA_CERTS"], base, name)
 
 
@@ -192,13 +222,20 @@ def decide(facts: Facts, project: Project, wishes: Wishes, catalogue: Catalogue)
         check_release(torch, catalogue)
     except BadRequest as error:
         raise BadRequest(f"TORCH_VERSION: {error}" if wishes.torch else f"project.json: {error}") from None
-    gpus = _visible(facts.gpus, wishes.devices)
+    try:
+        check_python(project.python)
+    except BadRequest as error:
+        raise BadRequest(f"project.json: {error}") from None
+    on_cpu = wishes.accel == "cpu" or (wishes.accel == "auto" and wishes.build == "cpu")
+    gpus = () if on_cpu else _visible(facts.gpus, wishes.devices)  # the CPU works whatever the GPUs are
     host = facts.host(torch, project.python)._replace(gpus=gpus)
-    answer = resolve(host, catalogue) if gpus else None
-    accel, notes = _accel(facts, wishes, answer, gpus)
+    answer, fault = _asked(host, catalogue)
+    if fault:  # there is a GPU, but nothing can be asked about it
+        host = host._replace(gpus=())
+    accel, notes = _accel(facts, wishes, answer, gpus, fault)
     if wishes.build and wishes.build != "cpu":
         build = _wished_build(wishes.build, host, catalogue)
-        if gpus and not _runs(build, host, catalogue):
+        if host.gpus and not _runs(build, host, catalogue):
             notes.append(f"TORCH_BUILD={wishes.build} was asked for, but {build.torch}+{build.name} does not run here.")
     elif wishes.build == "cpu" or accel == "cpu":
         build = _cpu_build(host, catalogue)
@@ -231,14 +268,25 @@ def _visible(gpus: tuple[Gpu, ...], devices: str) -> tuple[Gpu, ...]:
         ]
         if not fitting:
             there = ", ".join(str(gpu.number) for gpu in gpus)
-            raise BadRequest(
-                f"CUDA_VISIBLE_DEVICES={devices} names a GPU that is not here (there is {there}): correct it."
-            )
+            named = f"CUDA_VISIBLE_DEVICES={shortened(devices)}"
+            raise BadRequest(f"{named} names a GPU that is not here (there is {there}): correct it.")
         chosen += fitting
     return tuple(dict.fromkeys(chosen))
 
 
-def _accel(facts: Facts, wishes: Wishes, answer: Resolution | None, gpus: tuple[Gpu, ...]) -> tuple[str, list[str]]:
+def _asked(host: Host, catalogue: Catalogue) -> tuple[Resolution | None, str]:
+    """(the resolver's answer, None without a GPU; why it could not be asked). The release and Python are checked."""
+    if not host.gpus:
+        return None, ""
+    try:
+        return resolve(_machine(host, catalogue), catalogue), ""
+    except BadRequest as error:
+        return None, str(error)
+
+
+def _accel(
+    facts: Facts, wishes: Wishes, answer: Resolution | None, gpus: tuple[Gpu, ...], fault: str
+) -> tuple[str, list[str]]:
     """gpu, gpu-cdi or cpu, and the sentences that say why."""
     if wishes.accel != "auto":
         return wishes.accel, [f"accelerator {wishes.accel}, as asked for."]
@@ -247,7 +295,7 @@ def _accel(facts: Facts, wishes: Wishes, answer: Resolution | None, gpus: tuple[
     if facts.gpus and not gpus:
         return "cpu", [f"the CPU, because CUDA_VISIBLE_DEVICES={wishes.devices} hides every GPU."]
     if answer is None:
-        return "cpu", [_no_gpu(facts)]
+        return "cpu", [_no_gpu(facts, fault)]
     if answer.status == "impossible" and not wishes.build:
         return "cpu", [
             f"the CPU, because {answer.reasons[0]}",
@@ -268,12 +316,16 @@ def _accel(facts: Facts, wishes: Wishes, answer: Resolution | None, gpus: tuple[
     return "cpu", _no_toolkit(facts)
 
 
-def _no_gpu(facts: Facts) -> str:
+def _no_gpu(facts: Facts, fault: str) -> str:
     """Why no GPU can be asked about: a broken driver is named, a machine without one is left in peace."""
     findings = doctor.driver_findings(facts)
     if findings:
         command = f": {findings[0].command}" if findings[0].command else "."
         return f"the CPU, because {findings[0].cause}{command}"
+    if fault:
+        return f"the CPU, because no torch build can be chosen for the GPU: {fault}"
+    if facts.smi.state not in {"missing", "no-devices"}:
+        return "the CPU, because nvidia-smi lists no GPU: see what it says."
     return "no NVIDIA GPU here: the CPU trains."
 
 
@@ -340,48 +392,111 @@ def _summary(facts: Facts, gpus: tuple[Gpu, ...], decision: Decision) -> str:
         return f"{what} on the GPU ({where})"
     names = ", ".join(doctor.counted([gpu.name for gpu in gpus]))
     only = f", CUDA_VISIBLE_DEVICES={decision.devices}" if decision.devices else ""
-    return f"{names}, driver {facts.driver} -> {what} on the GPU{only} ({where})"
+    return f"{names}, driver {facts.driver or 'unknown'} -> {what} on the GPU{only} ({where})"
 
 
 # Certificates
 
 
 _PEM = re.compile(rb"-----BEGIN CERTIFICATE-----(.*?)-----END CERTIFICATE-----", re.DOTALL)
+CERTIFICATES = 4 << 20  # bytes of a file that is read: the bundle of every public CA has a quarter of a MiB
 
 
 def collect_certificates(extra: str, project: Path) -> bytes:
     """The CA certificates that this site adds, as PEM, each once; b"" when there are none.
 
-    `extra` is a file or a directory that the user names, relative to the project. Raises BadRequest when it is neither.
+    `extra` is a file or a directory that the user names, relative to the project. Raises BadRequest when it is neither,
+    and when nothing in it is a certificate: to go on without would only fail later, in the middle of a download.
     """
-    files = certificate_files()
-    if extra:
-        place = project / Path(extra).expanduser()
-        if place.is_dir():
-            files += sorted(path for path in place.rglob("*") if path.suffix in CERTIFICATE_SUFFIXES and path.is_file())
-        elif place.is_file():
-            files.append(place)
-        else:
-            raise BadRequest(f"EXTRA_CA_CERTS={extra} is neither a file nor a directory: correct it or remove it.")
     found: dict[bytes, None] = {}
-    for file in files:
-        try:
-            content = file.read_bytes()
-        except OSError:
-            continue
-        for body in _PEM.findall(content):
-            der = _der(body)
-            if der:
-                found.setdefault(der)
+    for file in certificate_files():
+        with contextlib.suppress(OSError):
+            found.update(dict.fromkeys(certificates(_beginning(file))))
+    if extra:
+        found.update(dict.fromkeys(_named_certificates(extra, project)))
     return b"".join(_pem(der) for der in found)
 
 
-def _der(body: bytes) -> bytes:
+def _named_certificates(extra: str, project: Path) -> list[bytes]:
+    named = f"EXTRA_CA_CERTS={shortened(extra)}"
+    found: list[bytes] = []
     try:
-        der = base64.b64decode(b"".join(body.split()), validate=True)
-    except (binascii.Error, ValueError):
-        return b""
-    return der if der[:1] == b"\x30" else b""  # an ASN.1 sequence, which every certificate is
+        files = _named_files(project / Path(extra).expanduser())
+        if len(files) == 1 and files[0].stat().st_size > CERTIFICATES:
+            raise BadRequest(f"{named} is larger than {CERTIFICATES >> 20} MiB: name a file of CA certificates.")
+        for file in files:
+            try:
+                found += certificates(_beginning(file))
+            except OSError:  # beside others it may be somebody's private key
+                if len(files) == 1:
+                    raise
+    except BadRequest:
+        raise
+    except OSError as error:
+        raise BadRequest(f"{named} cannot be read ({error.strerror}): correct it or remove it.") from None
+    except (RuntimeError, ValueError):  # ~somebody who is not there; a byte that no path can hold
+        raise BadRequest(f"{named} is no path on this host: correct it or remove it.") from None
+    if not found:
+        raise BadRequest(f"{named} holds no certificate: name a PEM or DER file of a CA, or a directory of such files.")
+    return found
+
+
+def _named_files(place: Path) -> list[Path]:
+    """The file, or what in the directory is called like a certificate; nothing else (a pipe, a device) is opened."""
+    if stat.S_ISDIR(place.stat().st_mode):
+        files = [path for path in sorted(place.rglob("*")) if path.suffix.lower() in CERTIFICATE_SUFFIXES]
+        return [path for path in files if path.is_file()]
+    return [place] if place.is_file() else []
+
+
+def _beginning(file: Path) -> bytes:
+    """A file's content, b"" when it is too large to be certificates."""
+    with file.open("rb") as opened:
+        content = opened.read(CERTIFICATES + 1)
+    return content if len(content) <= CERTIFICATES else b""
+
+
+def certificates(content: bytes) -> list[bytes]:
+    """The certificates in a PEM file, or the one that a DER file is, as DER."""
+    if _is_der_certificate(content):
+        return [content]
+    found = []
+    for body in _PEM.findall(content):
+        with contextlib.suppress(binascii.Error, ValueError):
+            der = base64.b64decode(b"".join(body.split()), validate=True)
+            if _sequence(der):
+                found.append(der)
+    return found
+
+
+def _is_der_certificate(content: bytes) -> bool:
+    """Whether bytes are SEQUENCE { SEQUENCE, SEQUENCE, BIT STRING } (RFC 5280, 4.1), which no private key is."""
+    return [tag for tag, _ in _parts(_sequence(content))] == [0x30, 0x30, 0x03]
+
+
+def _sequence(content: bytes) -> bytes:
+    """What an ASN.1 SEQUENCE holds; b"" when the bytes are none, or more or fewer than its length says."""
+    parts = _parts(content) if content[:1] == b"\x30" else []
+    return parts[0][1] if len(parts) == 1 else b""
+
+
+def _parts(content: bytes) -> list[tuple[int, bytes]]:
+    """The ASN.1 elements (tag, content) that follow each other in DER; none when the lengths do not fit the bytes."""
+    parts = []
+    place = 0
+    while place < len(content):
+        head = content[place : place + 2]
+        if len(head) < 2 or head[1] in {0x80, 0xFF}:
+            return []
+        start, size = place + 2, head[1]
+        if size & 0x80:  # the long form: so many bytes of length follow
+            start += size & 0x7F
+            size = int.from_bytes(content[place + 2 : start], "big")
+        place = start + size
+        if place > len(content) or start > len(content):
+            return []
+        parts.append((head[0], content[start:place]))
+    return parts
 
 
 def _pem(der: bytes) -> bytes:
@@ -402,7 +517,10 @@ def files(project: Path, settings: Project, facts: Facts, decision: Decision, wi
     local = _header(facts, decision) + with_devices(text, decision.devices)
     own, _ = split_env(read_text(project / ".env"))
     own += "\n" if own and not own.endswith("\n") else ""
-    env = own + env_block(settings, facts, decision, identity(project, facts), wishes.project_name)
+    # a name from the shell is written as well: the next `docker compose` may come from a shell that lacks it
+    name = wishes.project_name or compose_project_name(settings.slug, facts)
+    name = "" if own_values(own).get("COMPOSE_PROJECT_NAME") else name
+    env = own + env_block(decision, identity(project, facts), name)
     return {
         ".devcontainer/host-ca.pem": collect_certificates(wishes.certificates, project),
         ".devcontainer/compose.local.yaml": local.encode("utf-8", "surrogateescape"),
@@ -410,21 +528,21 @@ def files(project: Path, settings: Project, facts: Facts, decision: Decision, wi
     }
 
 
-def env_block(settings: Project, facts: Facts, decision: Decision, ids: tuple[int, int], named: str = "") -> str:
-    """Our lines of .env. `named` is the user's own COMPOSE_PROJECT_NAME, which ours must not follow."""
+def env_block(decision: Decision, ids: tuple[int, int], name: str) -> str:
+    """Our lines of .env. `name` is for compose, "" leaves it to the user's own line, which ours must not follow."""
     values = {
         "COMPOSE_FILE": "compose.yaml:.devcontainer/compose.local.yaml",
         "COMPOSE_PATH_SEPARATOR": ":",
-        "COMPOSE_PROJECT_NAME": compose_project_name(settings.slug, facts),
+        "COMPOSE_PROJECT_NAME": name,
         "DEV_UID": str(ids[0]),
         "DEV_GID": str(ids[1]),
-        "TORCH_VERSION": decision.build.torch,
-        "TORCHVISION_VERSION": decision.build.torchvision,
-        "TORCH_BUILD": decision.build.name,
-        "TORCH_INDEX": decision.index_url,
+        "LAB_TORCH_VERSION": decision.build.torch,
+        "LAB_TORCHVISION_VERSION": decision.build.torchvision,
+        "LAB_TORCH_BUILD": decision.build.name,
+        "LAB_TORCH_INDEX": decision.index_url,
         "HOST_CA": "./.devcontainer/host-ca.pem",
     }
-    if named:
+    if not name:
         del values["COMPOSE_PROJECT_NAME"]
     return "\n".join([BEGIN, *(f"{name}={value}" for name, value in values.items()), END]) + "\n"
 
@@ -445,8 +563,10 @@ def identity(project: Path, facts: Facts) -> tuple[int, int]:
         return 1000, 1000  # Docker Desktop maps owners by itself
     if facts.docker.rootless:
         return 0, 0  # there, root of the container is the caller
-    if facts.uid != 0:
-        return facts.uid, facts.gid
+    return (facts.uid, facts.gid) if facts.uid != 0 else _owner_of(project)
+
+
+def _owner_of(project: Path) -> tuple[int, int]:
     try:
         owner = project.stat()
     except OSError as error:
@@ -483,17 +603,13 @@ def _owner(project: Path, facts: Facts) -> tuple[int, int] | None:
     """Whom root must give the files to; None when the caller is not root."""
     if facts.uid != 0 or not hasattr(os, "geteuid") or os.geteuid() != 0:
         return None
-    owner = project.stat()
-    return owner.st_uid, owner.st_gid
-
-
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]")
+    return _owner_of(project)
 
 
 def _header(facts: Facts, decision: Decision) -> str:
     machine = f"{facts.distribution.name or facts.system} ({facts.machine})"
     names = ", ".join(doctor.counted([gpu.name for gpu in facts.gpus])) or "no NVIDIA GPU"
-    driver = f", driver {facts.driver}" if facts.gpus else ""
+    driver = f", driver {facts.driver or 'unknown'}" if facts.gpus else ""
     engine = facts.docker
     runtime = f"{engine.kind} {engine.version}".strip() if engine.state == "ok" else f"docker: {engine.state}"
     lines = [
@@ -506,7 +622,7 @@ def _header(facts: Facts, decision: Decision) -> str:
         "CUDA_VISIBLE_DEVICES=0,1",
     ]
     # a name may hold what YAML forbids even in comments
-    return "".join(f"# {re.sub(_CONTROL, ' ', line)}".rstrip() + "\n" for line in lines) + "\n"
+    return "".join(f"# {printable(line)}".rstrip() + "\n" for line in lines) + "\n"
 
 
 def with_devices(text: str, devices: str) -> str:
@@ -555,22 +671,45 @@ def _block(lines: list[str], start: int) -> list[str]:
 
 
 def write_atomically(path: Path, content: bytes, owner: tuple[int, int] | None = None) -> bool:
-    """Replace a file in one step, keeping its mode; False when it held these bytes already. Raises CannotWrite."""
-    path = path.resolve()  # a link stays a link
-    temporary = path.with_name(f".{path.name}.{os.urandom(6).hex()}")
+    """Replace a file in one step, keeping its mode; False when it held these bytes already. Raises CannotWrite.
+
+    `owner` is for root, who gives the file away. What a link points to may be anybody's, so it keeps its owner.
+    """
+    target = Path(os.path.realpath(path))  # a link stays a link
+    temporary = target.with_name(f".{target.name}.{os.urandom(6).hex()}")
     try:
-        if path.is_file() and path.read_bytes() == content:
+        old = target.stat() if target.exists() else None
+        if old and not stat.S_ISREG(old.st_mode):
+            raise CannotWrite(f"{path} is not a regular file: move it away.")
+        if old and target.read_bytes() == content:
             return False
-        mode = path.stat().st_mode & 0o7777 if path.exists() else None
-        with temporary.open("wb") as file:
+        # secrets of .env are nobody else's while they are written
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+        with os.fdopen(os.open(temporary, flags, 0o600), "wb") as file:
             file.write(content)
-        if mode is not None:
-            temporary.chmod(mode)
+        if owner is not None and path.is_symlink():
+            owner = (old.st_uid, old.st_gid) if old else None
         if owner is not None:
             os.chown(temporary, *owner)
-        temporary.replace(path)
+        temporary.chmod(old.st_mode & 0o7777 if old else 0o666 & ~_umask())
+        temporary.replace(target)
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        raise CannotWrite(f"{path} cannot be written ({error.strerror}): make the project writable for you.") from None
+        raise CannotWrite(f"{path} cannot be written ({error.strerror}): {_mend(error)}.") from None
     return True
+
+
+def _umask() -> int:
+    mask = os.umask(0o077)  # it can only be read by setting it
+    os.umask(mask)
+    return mask
+
+
+def _mend(error: OSError) -> str:
+    name = errno.errorcode.get(error.errno or 0, "")
+    if name in {"ENOSPC", "EDQUOT", "EFBIG"}:
+        return "make room on its disk"
+    if name in {"EACCES", "EPERM", "EROFS"}:
+        return "make the project writable for you"
+    return "mend that and open the container again"

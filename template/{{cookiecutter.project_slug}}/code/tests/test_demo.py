@@ -44,7 +44,7 @@ def test_boxes_fit_the_shapes_to_a_pixel_and_a_half() -> None:
         random = np.random.default_rng(number)
         image = np.full((320, 320, 3), 90, np.uint8)
         label = number % 3
-        x, y, w, h = (320 * v for v in demo._paint(image, random, label, (150.3, 160.7, 40.0 + number)))
+        x, y, w, h = (320 * v for v in demo._paint(image, random, label, (150.3, 160.7, 40.0 + number), 0.4))
         ys, xs = np.nonzero(np.abs(image.astype(int) - 90).sum(axis=2) > 30)
         drawn = np.array([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1])
         assert np.abs(drawn - [x - w / 2, y - h / 2, x + w / 2, y + h / 2]).max() <= 1.5, demo.NAMES[label]

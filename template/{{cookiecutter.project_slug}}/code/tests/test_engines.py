@@ -36,10 +36,8 @@ def test_yolov5_gets_a_process_for_each_gpu(project: Project) -> None:
 
 
 def test_yolov5u_gets_ultralytics_names() -> None:
-    given = parse(
-        "train",
-        "--img 640 --batch 64 --epochs 10 --noplots --noval --cos-lr --freeze 10 --multi-scale --seed 3 --cache".split(),
-    ).given
+    words = "--img 640 --batch 64 --epochs 10 --noplots --noval --cos-lr --freeze 10 --multi-scale --seed 3 --cache"
+    given = parse("train", words.split()).given
     assert translate(Prepared("train", given, [""], None, Path("/r/train/exp"))) == {
         "imgsz": 640,
         "batch": 64,
@@ -55,7 +53,8 @@ def test_yolov5u_gets_ultralytics_names() -> None:
         "name": "exp",
         "exist_ok": True,
     }
-    given = parse("detect", "--conf 0.4 --iou 0.5 --nosave --hide-conf --line-thickness 2 --half --img 64 96".split()).given
+    words = "--conf 0.4 --iou 0.5 --nosave --hide-conf --line-thickness 2 --half --img 64 96"
+    given = parse("detect", words.split()).given
     assert translate(Prepared("detect", given, ["w"], None, None)) == {
         "conf": 0.4,
         "iou": 0.5,
@@ -76,7 +75,7 @@ def test_what_yolov5u_lacks_is_refused_by_name(task: str, key: str) -> None:
 
 def test_yolov5u_takes_from_yolov5s_hyper_parameters_what_means_the_same(tmp_path: Path) -> None:
     taken = hyper_parameters(SMALL)
-    assert taken["lr0"] == 0.002
+    assert taken["lr0"] == 0.02
     assert not {"obj", "anchor_t", "box", "cls"} & set(taken)
     assert {"obj", "anchor_t", "box", "cls"} <= set(left_out(SMALL))
     own = tmp_path / "own.yaml"

@@ -1,4 +1,5 @@
 import os
+import shutil
 from collections import namedtuple
 from pathlib import Path
 
@@ -33,15 +34,15 @@ def test_processors_respect_the_control_group(
 
 
 def test_dockers_64_mb_of_shared_memory_feed_no_worker_at_640(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits.shutil, "disk_usage", lambda _: Usage(0, 0, 64 << 20))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(0, 0, 64 << 20))
     assert limits.workers_that_fit(8, 16, 640) == 0
     assert limits.workers_that_fit(8, 16, 96) == 8
-    monkeypatch.setattr(limits.shutil, "disk_usage", lambda _: Usage(0, 0, 8 << 30))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(0, 0, 8 << 30))
     assert limits.workers_that_fit(8, 16, 640) == 8
 
 
 def test_a_small_disk_is_refused_before_the_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(limits.shutil, "disk_usage", lambda _: Usage(0, 0, 1 << 30))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(0, 0, 1 << 30))
     limits.require_room(tmp_path, "yolov5n")
     with pytest.raises(LabError, match="1024 MiB free"):
         limits.require_room(tmp_path, "yolov5x6")

@@ -5,8 +5,8 @@ from lab.options import TASKS, command_line, parse
 
 
 def test_the_tutorial_command_is_understood() -> None:
-    words = "--img 640 --batch 64 --epochs 10 --data custom.yaml --weights yolov5s.pt --device 0,1,2,3 --workers 8 --cache ram"
-    assert parse("train", words.split()).given == {
+    words = "--img 640 --batch 64 --epochs 10 --data custom.yaml --weights yolov5s.pt --device 0,1,2,3 --workers 8"
+    assert parse("train", [*words.split(), "--cache", "ram"]).given == {
         "imgsz": 640,
         "batch_size": 64,
         "epochs": 10,
@@ -31,7 +31,10 @@ def test_values_that_look_like_options_or_nothing() -> None:
         "resume": True,
     }
     assert parse("train", ["--freeze", "0", "1", "2"]).given == {"freeze": [0, 1, 2]}
-    assert parse("export", ["--include", "onnx", "torchscript", "--imgsz=64"]).given["include"] == ["onnx", "torchscript"]
+    assert parse("export", ["--include", "onnx", "torchscript", "--imgsz=64"]).given["include"] == [
+        "onnx",
+        "torchscript",
+    ]
 
 
 @pytest.mark.parametrize(

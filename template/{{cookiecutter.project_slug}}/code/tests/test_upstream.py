@@ -65,9 +65,7 @@ def test_a_zip_without_a_top_directory_holds_the_same(pinned: Project) -> None:
     assert "verified" in upstream.fetch(pinned)
 
 
-def test_git_gives_the_pinned_commit_only(
-    pinned: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_git_gives_the_pinned_commit_only(pinned: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = tmp_path / "source"
     source.mkdir()
     git(source, "init", "--quiet")

@@ -1,0 +1,242 @@
+"""A data set in YOLOv5's layout: what its yaml file says, whether it is there, and a copy with absolute paths."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lab.errors import LabError
+from lab.project import Project
+
+# picture formats that both engines read
+IMAGES = frozenset((".bmp", ".dng", ".jpeg", ".jpg", ".mpo", ".png", ".tif", ".tiff", ".webp", ".pfm"))
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set's yaml file, read: absolute sources by split (directories, or text files that list pictures)."""
+
+    file: Path
+    names: dict[int, str]
+    sources: dict[str, list[Path]]
+    extra: dict[str, Any]  # keys that are not ours, handed on
+
+    def images(self, split: str) -> Iterator[Path]:
+        """The pictures of `split`, absolute, in the order of the directories."""
+        for source in self.sources.get(split, []):
+            yield from listed(source) if source.suffix == ".txt" else walked(source)
+
+
+def walked(directory: Path) -> Iterator[Path]:
+    """Pictures below `directory`, sorted within each directory."""
+    for place, directories, files in os.walk(directory, followlinks=True):
+        directories.sort()
+        yield from (Path(place, name) for name in sorted(files) if Path(name).suffix.lower() in IMAGES)
+
+
+def listed(file: Path) -> Iterator[Path]:
+    """Pictures named by the lines of `file`; a relative line counts from the file's own directory."""
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+        if line.strip():
+            yield Path(os.path.normpath(file.parent / line.strip()))
+
+
+def label_file(image: Path) -> Path:
+    """Where both engines look for the labels of `image`: the last directory `images` becomes `labels`."""
+    parts = list(image.parts)
+    for index in range(len(parts) - 2, -1, -1):
+        if parts[index] == "images":
+            parts[index] = "labels"
+            break
+    return Path(*parts).with_suffix(".txt")
+
+
+def open_dataset(name: str, project: Project, need: tuple[str, ...] = ("train", "val")) -> Dataset:
+    """Read the yaml file `name` and make sure that the splits in `need` have pictures, and train has labels.
+
+    `path` inside it counts from the yaml file's own directory, then from the project's root (YOLOv5 itself would take
+    its own clone, ultralytics a global setting). Raises LabError.
+    """
+    file = project.find(name)
+    if file is None:
+        hint = "make the demo data with `lab data demo`" if name == project.data else "nothing is downloaded here"
+        raise LabError(f"the data file {name} does not exist: {hint}, or name another with --data")
+    said = _read(file)
+    dataset = Dataset(
+        file=file,
+        names=_names(said, file),
+        sources=_sources(said, file, project, need),
+        extra={key: said[key] for key in said if key not in (*SPLITS, "path", "names", "nc", "download")},
+    )
+    for split in need:
+        _require_content(dataset, split)
+    return dataset
+
+
+def _read(file: Path) -> dict[str, Any]:
+    if file.is_dir():
+        raise LabError(f"{file} is a directory: --data wants the data set's yaml file")
+    try:
+        said = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise LabError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(said, dict):
+        raise LabError(f"{file} must hold the keys train, val and names")
+    return said
+
+
+def _names(said: dict[str, Any], file: Path) -> dict[int, str]:
+    names = said.get("names")
+    if isinstance(names, list):
+        names = dict(enumerate(names))
+    if not isinstance(names, dict) or not names:
+        raise LabError(f"{file} has no names: add `names: [first class, second class]`")
+    if sorted(names, key=str) != sorted(range(len(names)), key=str):
+        raise LabError(f"{file}: names must be numbered 0 to {len(names) - 1} without a gap")
+    if "nc" in said and said["nc"] != len(names):
+        raise LabError(f"{file}: nc is {said['nc']} and names has {len(names)}: delete nc, it follows from names")
+    return {number: str(names[number]) for number in sorted(names)}
+
+
+def _sources(said: dict[str, Any], file: Path, project: Project, need: tuple[str, ...]) -> dict[str, list[Path]]:
+    sources: dict[str, list[Path]] = {}
+    for split in SPLITS:
+        given = said.get(split)
+        if not given:
+            if split in need:
+                raise LabError(
+                    f"{file} has no {split}: add the directory of its images, such as `{split}: images/{split}`"
+                )
+            continue
+        entries = [str(entry) for entry in (given if isinstance(given, list) else [given])]
+        found = [_locate(entry, said.get("path"), file, project) for entry in entries]
+        missing = next((entry for entry, path in zip(entries, found, strict=True) if path is None), None)
+        if missing is not None and split in need:
+            raise LabError(f"{file}: {split} is {missing}, and that is not at {_first_place(missing, said, file)}")
+        if missing is None:
+            sources[split] = [path for path in found if path is not None]
+    return sources
+
+
+def _bases(path: Any, file: Path, project: Project) -> list[Path]:
+    return [base / str(path or "") for base in (file.parent, project.root)]
+
+
+def _locate(entry: str, path: Any, file: Path, project: Project) -> Path | None:
+    for base in _bases(path, file, project):
+        place = Path(os.path.normpath(base / entry))
+        if place.is_dir() or place.is_file():
+            return place
+    return None
+
+
+def _first_place(entry: str, said: dict[str, Any], file: Path) -> Path:
+    return Path(os.path.normpath(file.parent / str(said.get("path") or "") / entry))
+
+
+def _require_content(dataset: Dataset, split: str) -> None:
+    where = ", ".join(str(source) for source in dataset.sources[split])
+    images = dataset.images(split)
+    first = next(images, None)
+    if first is None:
+        raise LabError(f"{dataset.file}: {split} has no pictures in {where}")
+    if split == "train" and not any(label_file(image).is_file() for image in itertools.chain([first], images)):
+        raise LabError(
+            f"{dataset.file}: no labels for the pictures of train; {first} wants {label_file(first)} "
+            "(one line a box: class x y width height, as fractions of the picture)"
+        )
+
+
+def write_absolute(dataset: Dataset, directory: Path) -> Path:
+    """Write a copy with absolute paths and without `download:` into `directory`; returns the new yaml file.
+
+    Lists of pictures are copied too where a line is neither absolute nor begins with ./ (YOLOv5 takes such a line
+    from the current directory).
+    """
+    said: dict[str, Any] = {}
+    for split, sources in dataset.sources.items():
+        paths = [str(_absolute_list(source, directory) if source.suffix == ".txt" else source) for source in sources]
+        said[split] = paths if len(paths) > 1 else paths[0]
+    said["names"] = dataset.names
+    file = directory / "data.yaml"
+    file.write_text(
+        f"# {dataset.file}, with absolute paths\n" + yaml.safe_dump({**said, **dataset.extra}, sort_keys=False),
+        encoding="utf-8",
+    )
+    return file
+
+
+def _absolute_list(source: Path, directory: Path) -> Path:
+    lines = source.read_text(encoding="utf-8", errors="replace").split()
+    if all(line.startswith(("/", "./")) for line in lines):
+        return source
+    copy = directory / source.name
+    copy.write_text("".join(f"{image}\n" for image in listed(source)), encoding="utf-8")
+    return copy
+
+
+def require_writable_images(dataset: Dataset) -> None:
+    """Raises LabError when `--cache disk` could not write its arrays beside the pictures."""
+    for split in ("train", "val"):
+        image = next(dataset.images(split), None)
+        if image is not None and not os.access(image.parent, os.W_OK):
+            raise LabError(
+                f"--cache disk writes beside each picture, and {image.parent} is read-only: use --cache ram, or none"
+            )
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What `lab data check` found in one split; `problems` are sentences, the first of each file."""
+
+    images: int
+    boxes: int
+    backgrounds: int  # pictures without a label file, or with an empty one: legitimate
+    classes: dict[int, int]
+    problems: list[str]
+
+
+def count(dataset: Dataset, split: str) -> Counts:
+    """Read every label file of `split`. An unreadable line makes YOLOv5 drop the whole picture, hence a problem."""
+    images = boxes = backgrounds = 0
+    classes: dict[int, int] = dict.fromkeys(dataset.names, 0)
+    problems: list[str] = []
+    for image in dataset.images(split):
+        images += 1
+        if not image.is_file():
+            problems.append(f"{image} is listed and does not exist")
+            continue
+        label = label_file(image)
+        lines = label.read_text(encoding="utf-8", errors="replace").splitlines() if label.is_file() else []
+        rows = [line.split() for line in lines if line.strip()]
+        backgrounds += not rows
+        wrong = next((problem for row in rows if (problem := _wrong(row, len(dataset.names)))), None)
+        if wrong:
+            problems.append(f"{label}: {wrong}")
+            continue
+        boxes += len(rows)
+        for row in rows:
+            classes[int(float(row[0]))] += 1
+    return Counts(images, boxes, backgrounds, classes, problems)
+
+
+def _wrong(row: list[str], classes: int) -> str | None:
+    try:
+        numbers = [float(word) for word in row]
+    except ValueError:
+        return f"{' '.join(row)[:60]!r} is not a row of numbers"
+    polygon = len(numbers) > 6 and len(numbers) % 2 == 1
+    if len(numbers) != 5 and not polygon:
+        return f"a line has {len(numbers)} numbers, a box has 5 (class x y width height)"
+    if numbers[0] != int(numbers[0]) or not 0 <= numbers[0] < classes:
+        return f"class {row[0]}; there are classes 0 to {classes - 1}"
+    if not all(0 <= number <= 1 for number in numbers[1:]):
+        return f"{' '.join(row[1:5])}: coordinates are fractions of the picture, from 0 to 1"
+    return None

@@ -1,0 +1,16 @@
+"""The errors that a person reads: one sentence, what is wrong and what mends it."""
+
+from __future__ import annotations
+
+BAD_INPUT = 2
+FAILED = 1
+INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+
+
+class LabError(Exception):
+    """Ends the command with one sentence on stderr and an exit status, never with a traceback."""
+
+    def __init__(self, sentence: str, status: int = BAD_INPUT) -> None:
+        super().__init__(sentence)
+        self.sentence = sentence
+        self.status = status

@@ -1,0 +1,127 @@
+"""Start a child process, hand it the terminal, pass signals on, and turn its end into an exit status."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import IO
+
+from lab.engines import Call
+from lab.environment import child_environment
+from lab.errors import FAILED, INTERRUPTED, LabError
+from lab.project import Project
+
+GRACE = 15.0  # seconds from Ctrl-C to SIGKILL; workers and ranks close within a few
+TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+class Interrupted(LabError):
+    """The user stopped the run."""
+
+    def __init__(self) -> None:
+        super().__init__("stopped", INTERRUPTED)
+
+
+def run(call: Call, project: Project, run_directory: Path | None, device: str = "", log: IO[str] | None = None) -> None:
+    """Run `call` to its end; output goes to the terminal, or to `log`.
+
+    Raises Interrupted after Ctrl-C or SIGTERM, LabError with the child's own sentence when it failed.
+    """
+    with tempfile.TemporaryDirectory(prefix="lab-") as scratch:
+        place = Path(scratch)
+        report = place / "report.json"
+        error_log = (run_directory or project.runs) / "error.log"
+        request = {
+            **call.payload,
+            "report": str(report),
+            "run": str(run_directory or ""),
+            "error_log": str(error_log),
+            "device": device,
+        }
+        (place / "request.json").write_text(json.dumps(request), encoding="utf-8")
+        status, interrupted = _wait(_command(call, place), place, child_environment(project, place), log)
+        if interrupted:
+            raise Interrupted
+        if status == 0:
+            return
+        if report.is_file():
+            said = json.loads(report.read_text(encoding="utf-8"))
+            raise LabError(said["sentence"], said["status"])
+    raise LabError(_end(status, call), FAILED)
+
+
+def _command(call: Call, scratch: Path) -> list[str]:
+    words = [str(call.script), str(scratch / "request.json")]
+    if call.processes > 1:
+        words = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(call.processes), *words]
+    return [sys.executable, *words]
+
+
+def _wait(command: list[str], cwd: Path, environment: dict[str, str], log: IO[str] | None) -> tuple[int, bool]:
+    for name in TORCHRUN:
+        environment.pop(name, None)
+    # Its own session: the terminal's Ctrl-C reaches us alone, and we stop the child's main process first, so that it
+    # closes its workers instead of all of them shouting at once.
+    child = subprocess.Popen(
+        command, cwd=cwd, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
+    )
+    with _signals_to(child) as received:
+        try:
+            child.wait()
+        finally:
+            _end_group(child)
+    return child.returncode, bool(received)
+
+
+@contextmanager
+def _signals_to(child: subprocess.Popen[bytes]) -> Iterator[list[int]]:
+    """Hand SIGINT, SIGTERM and SIGHUP to `child` as SIGINT; a second one kills. Yields the list of those received."""
+    received: list[int] = []
+
+    def hand_on(number: int, _: FrameType | None) -> None:
+        received.append(number)
+        if len(received) > 1:
+            os.killpg(child.pid, signal.SIGKILL)
+        elif child.poll() is None:
+            child.send_signal(signal.SIGINT)
+            signal.setitimer(signal.ITIMER_REAL, GRACE)
+
+    def give_up(_: int, __: FrameType | None) -> None:
+        if child.poll() is None:
+            os.killpg(child.pid, signal.SIGKILL)
+
+    handlers = {signal.SIGINT: hand_on, signal.SIGTERM: hand_on, signal.SIGHUP: hand_on, signal.SIGALRM: give_up}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield received
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _end_group(child: subprocess.Popen[bytes]) -> None:
+    """Nothing of the child's session outlives it."""
+    try:
+        os.killpg(child.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+
+
+def _end(status: int, call: Call) -> str:
+    task = call.payload["task"]
+    if status == -signal.SIGKILL:
+        return (
+            f"{task} was killed, most likely for want of memory: fewer --workers, a smaller --batch or no --cache help"
+        )
+    if status < 0:
+        return f"{task} died of signal {signal.Signals(-status).name}"
+    return f"{task} ended with exit status {status}; its own words are above"

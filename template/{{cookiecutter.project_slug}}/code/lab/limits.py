@@ -1,0 +1,91 @@
+"""What this container may use: processors, shared memory, disk. Read from the kernel, without torch."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from lab.errors import LabError
+
+CGROUP = Path("/sys/fs/cgroup")
+SHM = Path("/dev/shm")
+MEBIBYTE = 1 << 20
+# parameters in millions, from the table of models in YOLOv5's README
+PARAMETERS = {"n": 1.9, "s": 7.2, "m": 21.2, "l": 46.5, "x": 86.7}
+
+
+def processors() -> int:
+    """Processors this container may really use: the affinity mask, cut by the control group's quota.
+
+    `os.cpu_count()` sees the host's processors, so `docker run --cpus 2` on a big server would start too many workers.
+    """
+    visible = len(os.sched_getaffinity(0))
+    quota = _quota()
+    return max(1, min(visible, round(quota))) if quota else visible
+
+
+def _quota() -> float | None:
+    """Processors granted by the control group (version 2, then 1), or None for no limit."""
+    try:
+        limit, period = (CGROUP / "cpu.max").read_text().split()
+    except (OSError, ValueError):
+        try:
+            limit = (CGROUP / "cpu" / "cpu.cfs_quota_us").read_text().strip()
+            period = (CGROUP / "cpu" / "cpu.cfs_period_us").read_text().strip()
+        except OSError:
+            return None
+    if limit == "max" or int(limit) <= 0:
+        return None
+    return int(limit) / int(period)
+
+
+def workers_that_fit(wanted: int, batch: int, image_size: int) -> int:
+    """Loader workers whose batches fit into the free part of /dev/shm.
+
+    A worker hands over batches of `batch` x 3 x `image_size`^2 bytes through shared memory and keeps two ahead; the
+    validation loader does so with doubled batches beside it. A full /dev/shm kills a worker with a bus error
+    (YOLOv5's issue 3589). Docker's default is 64 MB.
+    """
+    try:
+        free = shutil.disk_usage(SHM).free
+    except OSError:
+        return wanted
+    per_worker = 2 * 3 * batch * 3 * image_size**2
+    return min(wanted, free // per_worker)
+
+
+def require_room(directory: Path, model: str) -> None:
+    """Raises LabError when the disk under `directory` has too little room for the checkpoints of `model`.
+
+    Two checkpoints of about 12 bytes a parameter (weights and their average in half precision, two moments of the
+    optimiser in full), and 64 MiB for curves and pictures.
+    """
+    letter = next((c for c in model.removeprefix("yolov5")[:1] if c in PARAMETERS), "n")
+    p6 = 1.8 if model.removeprefix("yolov5")[1:2] == "6" else 1.0
+    need = 64 * MEBIBYTE + int(24e6 * PARAMETERS[letter] * p6)
+    free = shutil.disk_usage(directory).free
+    if free < need:
+        raise LabError(
+            f"{directory} has {free // MEBIBYTE} MiB free and this run needs about {need // MEBIBYTE} MiB for its "
+            "checkpoints: delete old runs, or point RUNS_DIR in .env at a larger disk"
+        )
+
+
+def is_full(directory: Path) -> bool:
+    """Whether the disk under `directory` is full, or so nearly that a checkpoint could not be written."""
+    return shutil.disk_usage(directory).free < 2 * MEBIBYTE
+
+
+def require_writable(directory: Path) -> None:
+    """Make `directory` and prove by a file that it takes files. Raises LabError."""
+    probe = directory / f".write-test-{os.getpid()}"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise LabError(
+            f"{directory} cannot be written ({error.strerror}): give it to uid {os.getuid()}, or name another place "
+            "with --project"
+        ) from error

@@ -1,0 +1,103 @@
+"""Where the project is and what its `lab.yaml` says."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lab.errors import LabError
+
+CODE = Path(__file__).resolve().parents[1]
+ENGINES = ("yolov5", "yolov5u")
+MODEL = re.compile(r"yolov5[nsmlx]6?")
+
+
+@dataclass(frozen=True)
+class Project:
+    """`lab.yaml` of the project at `root`. `image_size` is in pixels; `data` is relative to `root`."""
+
+    root: Path
+    engine: str = "yolov5"
+    model: str = "yolov5s"
+    image_size: int = 640
+    data: str = "data/demo/data.yaml"
+    names: tuple[str, ...] = ()
+
+    @property
+    def runs(self) -> Path:
+        """Where runs go, unless --project says otherwise."""
+        return self.root / "runs"
+
+    @property
+    def wheelhouse(self) -> Path:
+        """Where wheels and archives for hosts without a network lie."""
+        return self.root / "wheelhouse"
+
+    @property
+    def upstream(self) -> Path:
+        """Where `lab fetch` puts YOLOv5's own source."""
+        return CODE / "yolov5"
+
+    def find(self, name: str) -> Path | None:
+        """A file or directory named on the command line: as the shell sees it, else from the project's root."""
+        for base in (Path.cwd(), self.root):
+            path = base / Path(name).expanduser()
+            if path.exists():
+                return Path(os.path.abspath(path))  # noqa: PTH100  resolve() would follow links that the user made
+        return None
+
+    def show(self, path: Path) -> str:
+        """`path` as a person would type it: from the project's root where it lies inside."""
+        return str(path.relative_to(self.root)) if path.is_relative_to(self.root) else str(path)
+
+
+def open_project() -> Project:
+    """The project around the current directory, else the one that holds this code.
+
+    Raises LabError when neither has a `lab.yaml`, or when the file says something it cannot mean.
+    """
+    for directory in _candidates():
+        file = directory / "lab.yaml"
+        if file.is_file():
+            return _read(file)
+    raise LabError(f"there is no lab.yaml here or in {CODE.parent}: run this inside the project")
+
+
+def _candidates() -> Iterator[Path]:
+    here = Path.cwd()
+    yield here
+    yield from here.parents
+    yield CODE.parent
+
+
+def _read(file: Path) -> Project:
+    try:
+        said: Any = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise LabError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(said, dict):
+        raise LabError(f"{file} must hold `key: value` lines, such as `engine: yolov5`")
+    engine, model = str(said.get("engine", "yolov5")), str(said.get("model", "yolov5s"))
+    size, names = said.get("image_size", 640), said.get("names") or []
+    if engine not in ENGINES:
+        raise LabError(f"{file}: engine is {engine!r}; it may be {' or '.join(ENGINES)}")
+    if not MODEL.fullmatch(model):
+        raise LabError(f"{file}: model is {model!r}; it may be yolov5n, s, m, l or x, with or without a 6 at the end")
+    if not isinstance(size, int) or isinstance(size, bool) or size < 32:
+        raise LabError(f"{file}: image_size is {size!r}; it must be a whole number of pixels, 32 or more")
+    if not isinstance(names, list):
+        raise LabError(f"{file}: names must be a list, such as [circle, square, triangle]")
+    return Project(
+        root=file.parent,
+        engine=engine,
+        model=model,
+        image_size=size,
+        data=str(said.get("data", "data/demo/data.yaml")),
+        names=tuple(str(name) for name in names),
+    )

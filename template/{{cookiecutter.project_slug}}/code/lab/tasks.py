@@ -1,0 +1,351 @@
+"""`lab train`, `val`, `detect` and `export`: resolve and check everything, then let an engine do it."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import yaml
+
+from lab import dataset as data
+from lab import devices, limits, weights
+from lab.engines import ENGINES, Engine, Prepared, left_out
+from lab.errors import LabError
+from lab.launch import Interrupted, run
+from lab.options import TASKS, Request, parse
+from lab.project import CODE, Project, open_project
+
+STREAMS = ("http:/", "https:/", "rtsp:/", "rtmp:/", "tcp:/", "screen")
+# what may change when a yolov5u run goes on; YOLOv5 itself takes every option from the run
+RESUMABLE = frozenset(
+    ("engine", "imgsz", "batch_size", "device", "workers", "cache", "patience", "save_period", "noval", "noplots")
+)
+
+
+def say(sentence: str) -> None:
+    """A remark on stderr."""
+    print(f"lab: {sentence}", file=sys.stderr, flush=True)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One command under way: where, by which engine, with which options."""
+
+    project: Project
+    engine: Engine
+    request: Request
+
+
+def main(task: str, arguments: Sequence[str]) -> int:
+    """`lab TASK ARGUMENTS`; returns the exit status. Raises LabError."""
+    if {"-h", "--help"} & set(arguments):
+        from lab.help import print_help  # noqa: PLC0415  rich takes a moment
+
+        print_help(task)
+        return 0
+    directory = perform(parse(task, arguments), open_project())
+    if directory is not None:
+        say(f"results are in {open_project().show(directory)}")
+    return 0
+
+
+def perform(request: Request, project: Project, log: IO[str] | None = None) -> Path | None:
+    """Do what `request` says; returns the run's directory, None for an export. Output goes to `log`, if given."""
+    job = Job(project, _engine(request, project), request)
+    warning = job.engine.require(project)
+    if warning:
+        say(warning)
+    _require_parseable(job)
+    job.engine.refuse(request.task, request.given)
+    if request.task == "train" and "resume" in request.given:
+        return _resume(job, log)
+    dataset = _dataset(job)
+    options = _options(job)
+    names, cfg = _weights(job)
+    if request.task == "train":
+        _require_cache(request, dataset)
+    with _run_directory(job, cfg or names[0]) as directory:
+        if dataset is not None:
+            place = directory or project.runs
+            options["data"] = str(data.write_absolute(dataset, place))
+        prepared = Prepared(request.task, options, names, cfg, directory)
+        _go(job, prepared, log)
+    return directory
+
+
+def _go(job: Job, prepared: Prepared, log: IO[str] | None) -> None:
+    device = str(prepared.options.get("device", ""))
+    try:
+        run(job.engine.call(prepared, job.project), job.project, prepared.run, device, log)
+    except Interrupted as stop:
+        last = prepared.run / "weights" / "last.pt" if prepared.run else None
+        if last is not None and last.is_file():
+            engine = "" if job.engine.name == job.project.engine else f" --engine {job.engine.name}"
+            stop.sentence = f"stopped; go on with: lab train{engine} --resume {job.project.show(last)}"
+        raise
+
+
+def _engine(request: Request, project: Project) -> Engine:
+    """The engine asked for, else the one that wrote the checkpoint at hand, else the project's."""
+    if "engine" in request.given:
+        return ENGINES[request.given["engine"]]
+    named = request.get("resume", _first(request.get("weights")))
+    file = project.find(named) if isinstance(named, str) and named else None
+    wrote = weights.engine_of(file) if file is not None and file.suffix == ".pt" else None
+    if wrote and wrote != project.engine:
+        say(f"{named} is a checkpoint of {wrote}: using --engine {wrote}")
+    return ENGINES[wrote or project.engine]
+
+
+def _require_parseable(job: Job) -> None:
+    """Values that every engine would trip over later, and less kindly."""
+    for key, least in (("epochs", 1), ("workers", 0), ("patience", 0), ("max_det", 1), ("vid_stride", 1)):
+        value = job.request.get(key)
+        if value is not None and value < least:
+            raise LabError(f"--{key.replace('_', '-')} {value}: give {least} or more")
+    batch = job.request.get("batch_size")
+    if batch is not None and batch < 1 and not (batch == -1 and job.request.task == "train"):
+        raise LabError(
+            f"--batch {batch}: give 1 or more" + (", or -1 to fill the GPU" if job.request.task == "train" else "")
+        )
+
+
+def _options(job: Job) -> dict[str, Any]:
+    """The options given, with those resolved that name a device, a size, a file, or depend on this container."""
+    request, project = job.request, job.project
+    options = {key: value for key, value in request.given.items() if key not in ("weights", "cfg", "engine")}
+    if "device" in options:
+        options["device"] = devices.resolve(options["device"])
+    options["imgsz"] = _image_size(job)
+    if "hyp" in options:
+        options["hyp"] = str(_hyp(job, options["hyp"]))
+    if options.get("save_period", 1) < 1:
+        options["save_period"] = -1  # 0 would end YOLOv5 in a division by zero after the first epoch
+    if "source" in options:
+        options["source"] = _source(options["source"], project)
+    if request.task in ("train", "val"):
+        options["workers"] = _workers(job, options)
+    return options
+
+
+def _image_size(job: Job) -> Any:
+    """`--imgsz`, a multiple of the largest stride: 32, and 64 for models with a P6 head."""
+    request = job.request
+    many = request.task in ("detect", "export")
+    size = request.get("imgsz", [job.project.image_size] if many else job.project.image_size)
+    model = Path(request.get("cfg") or _first(request.get("weights")) or job.project.model).stem
+    stride = 64 if model.removesuffix("u").endswith("6") else 32
+    for side in size if isinstance(size, list) else [size]:
+        if side < stride or side % stride:
+            near = max(stride, side - side % stride)
+            raise LabError(
+                f"--img {side} is not a multiple of {stride}, the model's stride: use {near} or {near + stride}"
+            )
+    return size
+
+
+def _first(value: Any) -> str:
+    """A value, or the first of several; "" for none."""
+    return str(value[0] if isinstance(value, list) else value or "")
+
+
+def _hyp(job: Job, name: str) -> Path:
+    """A hyper-parameter file: where it says, in code/ or code/configs/, or among YOLOv5's own."""
+    places = [
+        job.project.find(name),
+        CODE / name,
+        CODE / "configs" / name,
+        job.project.upstream / "data" / "hyps" / name,
+    ]
+    found = next((place for place in places if place is not None and place.is_file()), None)
+    if found is None:
+        raise LabError(f"the hyper-parameter file {name} does not exist: code/configs/hyp.small.yaml is one")
+    if job.engine.name == "yolov5u" and left_out(found):
+        say(f"yolov5u has another loss, so it keeps its own gains instead of {', '.join(left_out(found))} of {name}")
+    return found
+
+
+def _source(name: str, project: Project) -> str:
+    if name.isdigit() or name.startswith(STREAMS) or name.endswith(".streams"):
+        return name
+    if "*" in name:
+        found = (
+            next((base for base in (Path.cwd(), project.root) if any(base.glob(name))), None)
+            if name[0] != "/"
+            else Path("/")
+        )
+        if found is None:
+            raise LabError(f"no file matches --source {name}")
+        return str(found / name)
+    place = project.find(name)
+    if place is None:
+        raise LabError(f"--source {name} does not exist: give a picture, a directory, a video or a camera number")
+    if place.is_dir() and not any(file.is_file() for file in place.iterdir()):
+        raise LabError(f"--source {name} holds no files")
+    return str(place)
+
+
+def _workers(job: Job, options: dict[str, Any]) -> int:
+    """Loader workers for each rank: as asked, else one a processor up to 8; never more than /dev/shm can feed."""
+    ranks = len(str(options.get("device", "")).split(","))
+    wanted = int(options.get("workers", max(1, min(8, limits.processors() // ranks))))
+    batch = int(options.get("batch_size", 16 if job.request.task == "train" else 32))
+    fitting = limits.workers_that_fit(wanted, max(batch, 16), int(options["imgsz"]))
+    if fitting < wanted:
+        say(f"/dev/shm is too small for {wanted} workers, so {fitting} load images; SHM_SIZE=8gb in .env gives more")
+    return fitting
+
+
+def _weights(job: Job) -> tuple[list[str], str | None]:
+    """Checkpoints (none for training from scratch) and the model yaml."""
+    request, project = job.request, job.project
+    given, cfg = request.get("weights"), request.get("cfg")
+    if request.task != "train":
+        names = given or ([str(file)] if (file := weights.at_hand(project, job.engine.name)) else [])
+        if not names:
+            raise LabError(f"--weights is missing: {weights.recent(project)}")
+        found = [_checkpoint(name, job) for name in names]
+        if job.engine.name == "yolov5u" and len(found) > 1:
+            raise LabError("engine yolov5u takes one checkpoint: average several with --engine yolov5 only")
+        return found, None
+    if given:
+        return [_checkpoint(given, job)], job.engine.model(cfg, project) if cfg else None
+    if given is None and not cfg:
+        file = weights.at_hand(project, job.engine.name)
+        if file is not None:
+            return [str(file)], None
+    model = job.engine.model(cfg or f"{project.model}.yaml", project)
+    if given is None:
+        why = "" if cfg else f", because {project.model}.pt is not here and nothing is downloaded"
+        say(f"training from scratch, from {Path(model).name}{why}")
+    return [""], model
+
+
+def _checkpoint(name: str, job: Job) -> str:
+    file = weights.locate(name, job.project, job.engine.name)
+    wrote = weights.engine_of(file) if file.suffix == ".pt" else None
+    if wrote and wrote != job.engine.name:
+        raise LabError(f"{name} is a checkpoint of {wrote}, which {job.engine.name} cannot read: use --engine {wrote}")
+    if job.request.task in ("train", "export") and file.suffix != ".pt":
+        raise LabError(f"--weights {name}: {job.request.task} wants a .pt checkpoint")
+    return str(file)
+
+
+def _dataset(job: Job) -> data.Dataset | None:
+    task = job.request.task
+    if task in ("detect", "export") and "data" not in job.request.given:
+        return None
+    need = {"train": ("train", "val"), "val": (job.request.get("task", "val"),)}.get(task, ())
+    if task == "val" and need[0] not in data.SPLITS:
+        need = ("val",)  # speed and study measure on val
+    return data.open_dataset(job.request.get("data", job.project.data), job.project, need)
+
+
+def _require_cache(request: Request, dataset: data.Dataset | None) -> None:
+    if request.get("cache") == "disk" and dataset is not None:
+        data.require_writable_images(dataset)
+
+
+@contextlib.contextmanager
+def _run_directory(job: Job, model: str) -> Iterator[Path | None]:
+    """Make the run's directory: exp, exp2, … as YOLOv5 counts, for both engines. Yields None for an export.
+
+    It is made before the engine starts, in one step, so that two runs that start together do not share one. A run
+    that fails before it has written anything takes its directory along.
+    """
+    request, project = job.request, job.project
+    if request.task == "export":
+        limits.require_writable(
+            Path(job.request.given["weights"][0]).resolve().parent if "weights" in request.given else project.runs
+        )
+        yield None
+        return
+    base = Path(request.get("project", project.runs / request.task))
+    base = base if base.is_absolute() else project.root / base
+    limits.require_writable(base)
+    if request.task == "train":
+        limits.require_room(base, Path(model).stem)
+    directory = _claim(base, str(request.get("name", "exp")), request.get("exist_ok", False))
+    try:
+        yield directory
+    except BaseException:
+        ours = {directory / "data.yaml", *directory.glob("*.txt")}
+        if all(path in ours or (path.is_dir() and not any(path.iterdir())) for path in directory.iterdir()):
+            shutil.rmtree(directory, ignore_errors=True)
+        raise
+
+
+def _claim(base: Path, name: str, exist_ok: bool) -> Path:
+    for number in itertools.count(1):
+        directory = base / (name if number == 1 else f"{name}{number}")
+        try:
+            directory.mkdir(parents=True, exist_ok=exist_ok)
+        except FileExistsError:
+            continue
+        return directory
+    raise AssertionError("itertools.count ends never")
+
+
+def _resume(job: Job, log: IO[str] | None) -> Path:
+    """Go on with an interrupted run, in its own directory."""
+    request, project = job.request, job.project
+    allowed = RESUMABLE if job.engine.name == "yolov5u" else {"engine"}
+    others = [
+        option.name
+        for option in TASKS["train"]
+        if option.key in request.given and option.key not in {"resume", *allowed}
+    ]
+    if others:
+        raise LabError(
+            f"--resume takes its options from the run itself: leave out {', '.join(others)}, or start a new run with "
+            "--weights and its last.pt"
+        )
+    last = _last_checkpoint(request.given["resume"], job)
+    directory = last.parent.parent
+    wrote = weights.engine_of(last)
+    if wrote and wrote != job.engine.name:
+        raise LabError(f"{project.show(last)} is a run of {wrote}: add --engine {wrote}")
+    limits.require_writable(directory)
+    limits.require_room(directory, "yolov5n")
+    _require_same_place(directory)
+    say(f"going on with {project.show(directory)}")
+    options = {key: value for key, value in request.given.items() if key != "engine"}
+    if "device" in options:
+        options["device"] = devices.resolve(options["device"])
+    _go(job, Prepared("train", {**options, "resume": str(last)}, [str(last)], None, directory), log)
+    return directory
+
+
+def _last_checkpoint(named: Any, job: Job) -> Path:
+    project = job.project
+    if isinstance(named, str):
+        found = project.find(named)
+        if found is None:
+            raise LabError(f"--resume {named} does not exist: {weights.recent(project).replace('best.pt', 'last.pt')}")
+        found = found / "weights" / "last.pt" if found.is_dir() else found
+        if not found.is_file():
+            raise LabError(f"{project.show(found)} does not exist: that run saved no checkpoint, start it anew")
+        return found
+    checkpoints = sorted(
+        project.runs.glob("train/*/weights/last.pt"), key=lambda file: file.stat().st_mtime, reverse=True
+    )
+    ours = next((file for file in checkpoints if weights.engine_of(file) in (None, job.engine.name)), None)
+    if ours is None:
+        raise LabError(f"there is no run of {job.engine.name} to resume in {project.show(project.runs / 'train')}")
+    return ours
+
+
+def _require_same_place(directory: Path) -> None:
+    """A run stores its data's absolute path; it must still lead somewhere."""
+    for name in ("opt.yaml", "args.yaml"):
+        file = directory / name
+        if file.is_file():
+            stored = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+            if not Path(str(stored.get("data", ""))).is_file():
+                raise LabError(f"{directory}: its data file {stored.get('data')} is gone, so the run cannot go on")

@@ -1,0 +1,56 @@
+"""Checkpoints: which file an option means, and which engine wrote it."""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from pathlib import Path
+
+from lab.errors import LabError
+from lab.project import Project
+
+OFFICIAL = re.compile(r"(yolov5[nsmlx]6?)u?\.pt")
+
+
+def locate(name: str, project: Project, engine: str) -> Path:
+    """The checkpoint that `--weights name` means. Raises LabError when it is not here.
+
+    Asking first matters: YOLOv5 itself would look on the network for minutes. For yolov5u the published name
+    yolov5s.pt means yolov5su.pt, as in the ultralytics package.
+    """
+    official = OFFICIAL.fullmatch(name)
+    if official and engine == "yolov5u":
+        name = f"{official[1]}u.pt"
+    found = project.find(name)
+    if found is not None:
+        return found
+    mend = f"train from scratch with --weights '' --cfg {official[1]}.yaml" if official else recent(project)
+    raise LabError(
+        f"the checkpoint {name} does not exist and nothing is downloaded here: put the file there, or {mend}"
+    )
+
+
+def at_hand(project: Project, engine: str) -> Path | None:
+    """The checkpoint of lab.yaml's model, when its file lies in the current directory or the project's root."""
+    return project.find(f"{project.model}{'u' if engine == 'yolov5u' else ''}.pt")
+
+
+def recent(project: Project) -> str:
+    """Half a sentence that names the newest checkpoint of this project."""
+    checkpoints = sorted(project.runs.glob("train/*/weights/best.pt"), key=lambda file: file.stat().st_mtime)
+    if not checkpoints:
+        return "train one with `lab train`"
+    return f"use the newest one here, --weights {project.show(checkpoints[-1])}"
+
+
+def engine_of(checkpoint: Path) -> str | None:
+    """Which engine wrote a .pt file, from the class names in its pickle (nothing is unpickled); None when unsure."""
+    try:
+        with zipfile.ZipFile(checkpoint) as archive:
+            name = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
+            pickle = archive.read(name)
+    except (OSError, StopIteration, zipfile.BadZipFile):
+        return None
+    if b"cmodels.yolo\n" in pickle:
+        return "yolov5"
+    return "yolov5u" if b"cultralytics.nn." in pickle else None
