@@ -117,10 +117,14 @@ def address(origin: str) -> str:
 
 
 def track(project: Path) -> None:
-    """Start a git repository with every file added, unless the project lies inside another one."""
+    """Start a git repository that knows every file, unless the project lies inside another one.
+
+    Known, not yet stored (`--intent-to-add`): `git commit --all` does that, and storing costs a quarter of the time of
+    a generation.
+    """
     inside = any((folder / ".git").exists() for folder in project.parents)
     if not inside and git(project, "init", "--quiet") is not None:
-        git(project, "add", "--all")
+        git(project, "add", "--intent-to-add", ".")
 
 
 def git(folder: Path, *arguments: str) -> str | None:

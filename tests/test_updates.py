@@ -63,7 +63,7 @@ def test_check_diff_and_update_after_plain_cookiecutter(repository: Path, tmp_pa
     assert link["directory"] == "template"
     assert not [key for key in link["context"]["cookiecutter"] if key in ("_output_dir", "_repo_dir", "_checkout")]
     assert str(tmp_path / "my-detector") not in json.dumps(link)
-    assert run("git", "commit", "-qm", "first", cwd=project).returncode == 0
+    assert run("git", "commit", "-qam", "first", cwd=project).returncode == 0
     cruft("check", cwd=project)
 
     compose = project / "compose.yaml"

@@ -142,7 +142,7 @@ def project(user: User, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pa
     print(done.stdout)
     yield place / "my-detector"
     subprocess.run(
-        ["docker", "compose", "--profile", "*", "down", "--timeout", "1", "--volumes"],
+        ["docker", "compose", "--profile", "*", "down", "--timeout", "1", "--volumes", "--rmi", "local"],
         cwd=place / "my-detector",
         capture_output=True,
         check=False,
