@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -148,15 +149,18 @@ def git(folder: Path, *arguments: str) -> str | None:
 
 def closing_words(project: Path, answers: Mapping[str, Any]) -> list[str]:
     """What this host has, which torch build it would use and why, and the next three commands: 25 lines at most."""
+    # The hook stands in the project; the shell in which the user goes on stands in PWD.
+    shell = Path(os.environ.get("PWD") or project.parent)
+    place = str(project.relative_to(shell) if shell in project.parents else project)
     return [
         "",
-        f"{answers['project_name']} is in {project.name}/",
+        f"{answers['project_name']} is in {place}/",
         "",
         "This host",
         *(f"  {line}" for line in host_words(answers)),
         "",
         "Next",
-        f"  cd {project.name}",
+        f"  cd {shlex.quote(place)}",
         "  code .         and choose 'Reopen in Container'",
         "  lab smoke      in its terminal: proves data, training and export on this machine",
     ]

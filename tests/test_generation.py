@@ -183,7 +183,7 @@ def made_by_command(tmp_path: Path, template: str | Path, *options: str, cwd: Pa
         cwd=cwd or tmp_path,
     )
     assert done.returncode == 0, done.stderr
-    assert "is in my-detector/" in done.stdout
+    assert f"My Detector is in {tmp_path}/my-detector/" in done.stdout
     assert len(done.stdout.strip().splitlines()) <= 25
     project = tmp_path / "my-detector"
     assert (project / ".devcontainer/hostkit/__main__.py").is_file()
@@ -192,6 +192,16 @@ def made_by_command(tmp_path: Path, template: str | Path, *options: str, cwd: Pa
 
 def test_from_the_folder_itself(tmp_path: Path) -> None:
     made_by_command(tmp_path, ".", cwd=ROOT)
+
+
+def test_the_next_command_leads_into_the_project(tmp_path: Path) -> None:
+    for folder, options in (("", []), ("my projects", ["--output-dir", "my projects"])):
+        shell = {"PWD": str(tmp_path)}
+        done = run(sys.executable, "-m", "cookiecutter", ROOT, "--no-input", *options, cwd=tmp_path, env=shell)
+        assert done.returncode == 0, done.stderr
+        (command,) = [line.strip() for line in done.stdout.splitlines() if line.startswith("  cd ")]
+        assert run("bash", "-c", f"{command} && ls compose.yaml", cwd=tmp_path).returncode == 0
+        assert command == (f"cd '{folder}/my-detector'" if folder else "cd my-detector")
 
 
 def test_with_directory_template(tmp_path: Path) -> None:

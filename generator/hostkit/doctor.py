@@ -677,7 +677,9 @@ def as_text(findings: list[Finding], colour: bool = False) -> str:
             lines += _told(finding, colour)
     failed = sum(finding.level == "fail" for finding in findings)
     warned = sum(finding.level == "warn" for finding in findings)
-    lines.append(f"\n{failed} failed, {warned} warnings" if failed or warned else "\nnothing to mend")
+    lines.append(
+        f"\n{failed} failed, {warned} warning{'s' * (warned != 1)}" if failed or warned else "\nnothing to mend"
+    )
     return "\n".join(lines)
 
 
