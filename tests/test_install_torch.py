@@ -13,6 +13,7 @@ UV = """#!/bin/bash
 printf '%s\\n' "$*" >>"$CALLS"
 for part in "$@"; do
     [ "$part" != "$UNREACHABLE" ] || exit 2
+    [ "$part" != --constraints ] || [ -z "$CONFLICT" ] || exit 1
     [ "$part" != --no-index ] || exit "$INCOMPLETE" # what the wheelhouse holds is not enough
 done
 """
@@ -28,7 +29,13 @@ class Outcome:
 
 @pytest.fixture
 def install(bake: Bake, tmp_path: Path):
-    def run(wheels: tuple[str, ...] = (), unreachable: str = "-", complete: bool = False, **settings: str) -> Outcome:
+    def run(
+        wheels: tuple[str, ...] = (),
+        unreachable: str = "-",
+        complete: bool = False,
+        conflict: bool = False,
+        **settings: str,
+    ) -> Outcome:
         (tmp_path / "bin").mkdir()
         (tmp_path / "bin/uv").write_text(UV)
         (tmp_path / "bin/uv").chmod(0o755)
@@ -42,6 +49,7 @@ def install(bake: Bake, tmp_path: Path):
             "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
             "CALLS": str(calls),
             "UNREACHABLE": unreachable,
+            "CONFLICT": "yes" if conflict else "",
             "INCOMPLETE": "0" if complete else "1",
             "WHEELHOUSE": str(wheelhouse),
             "TORCH_VERSION": "2.8.0",
@@ -120,3 +128,12 @@ def test_an_unreachable_cuda_index_stops_with_the_mend(install) -> None:
     assert len(outcome.asked) == 1
     assert "TORCH_INDEX_BASE" in outcome.said
     assert "wheelhouse/" in outcome.said
+
+
+def test_a_release_that_conflicts_with_the_lock_gets_what_it_asks_for(install) -> None:
+    outcome = install(conflict=True, TORCH_VERSION="2.6.0", TORCHVISION_VERSION="0.21.0", TORCH_BUILD="cu124")
+    assert outcome.status == 0
+    held, free = outcome.asked
+    assert "--constraints" in held
+    assert "--constraints" not in free
+    assert "other versions than docker/torch.lock" in outcome.said

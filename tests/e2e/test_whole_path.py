@@ -167,6 +167,24 @@ def test_the_lock_command_works_inside_and_keeps_every_version(opened: Opened) -
     assert versions() == before
 
 
+def test_every_torch_that_is_offered_goes_with_the_lock(opened: Opened) -> None:
+    """Of each release only the index's metadata is read; what it asks for must fit docker/torch.lock."""
+    offered = json.loads((ROOT / "template/cookiecutter.json").read_text(encoding="utf-8"))
+    known = json.loads((ROOT / "generator/catalog.json").read_text())["releases"]
+    releases = [release for release in known if release["torch"] in offered["torch_version"]]
+    assert len(releases) == len(offered["torch_version"]) - 1  # all but "auto"
+    for release in releases:
+        for python in set(offered["python_version"]) & set(release["python"]["x86_64"]):
+            asked = f"torch==={release['torch']}\ntorchvision==={release['torchvision']}\n"
+            done = opened.run(
+                "sh",
+                "-c",
+                f"printf '{asked}' | uv pip compile --quiet --constraints docker/torch.lock --python-version {python}"
+                " --python-platform x86_64-manylinux_2_28 - >/dev/null",
+            )
+            assert done.returncode == 0, f"torch {release['torch']} on Python {python}: {done.stderr[-800:]}"
+
+
 def test_tensorboard_listens_on_this_host_alone(opened: Opened) -> None:
     port = "16006"
     started = opened.user.run(
