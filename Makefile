@@ -14,7 +14,8 @@ demo: $(VENV)/ready ## generate a project in build/ and check this host
 	@$(BIN)/python -m generator doctor || test $$? -eq 1
 
 test: lint ## everything that needs no container engine
-	$(BIN)/python -m pytest --quiet -rs --ignore tests/e2e -m "not container" tests "template/{{cookiecutter.project_slug}}/code/tests"
+	$(BIN)/python -m pytest --quiet -rs --ignore tests/e2e tests
+	$(BIN)/python -m pytest --quiet -rs --config-file pyproject.toml -m "not container" "template/{{cookiecutter.project_slug}}/code/tests"
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check --config pyproject.toml .
