@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -92,7 +93,7 @@ def test_a_workstation(project, capsys):
     assert block(project) == {
         "COMPOSE_FILE": "compose.yaml:.devcontainer/compose.local.yaml",
         "COMPOSE_PATH_SEPARATOR": ":",
-        "COMPOSE_PROJECT_NAME": "my-detector-ada",
+        "COMPOSE_PROJECT_NAME": setup.compose_project_name("my-detector", facts("4090"), project),
         "DEV_UID": "1001",
         "DEV_GID": "1002",
         "LAB_TORCH_VERSION": "2.8.0",
@@ -587,7 +588,10 @@ def test_identity(project, change, ids):
     ],
 )
 def test_compose_project_name(slug, user, name):
-    assert setup.compose_project_name(slug, facts(user=user)) == name
+    here = setup.compose_project_name(slug, facts(user=user), Path("/srv/one"))
+    assert re.fullmatch(rf"{name}-[0-9a-f]{{6}}", here)
+    assert here == setup.compose_project_name(slug, facts(user=user), Path("/srv/one"))
+    assert here != setup.compose_project_name(slug, facts(user=user), Path("/srv/two"))
 
 
 # Certificates

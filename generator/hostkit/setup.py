@@ -518,7 +518,7 @@ def files(project: Path, settings: Project, facts: Facts, decision: Decision, wi
     own, _ = split_env(read_text(project / ".env"))
     own += "\n" if own and not own.endswith("\n") else ""
     # a name from the shell is written as well: the next `docker compose` may come from a shell that lacks it
-    name = wishes.project_name or compose_project_name(settings.slug, facts)
+    name = wishes.project_name or compose_project_name(settings.slug, facts, project)
     name = "" if own_values(own).get("COMPOSE_PROJECT_NAME") else name
     env = own + env_block(decision, identity(project, facts), name)
     return {
@@ -547,10 +547,17 @@ def env_block(decision: Decision, ids: tuple[int, int], name: str) -> str:
     return "\n".join([BEGIN, *(f"{name}={value}" for name, value in values.items()), END]) + "\n"
 
 
-def compose_project_name(slug: str, facts: Facts) -> str:
-    """<slug>-<user>, of the characters that compose allows: two users of one server must not share containers."""
+def compose_project_name(slug: str, facts: Facts, project: Path) -> str:
+    """<slug>-<user>-<place>, of the characters that compose allows.
+
+    The tools find a container by this name alone, so two users of one server and two folders of one user must differ:
+    else the second would open the first one's container, with the first one's files mounted.
+    """
+    import hashlib  # noqa: PLC0415  only here, and not every host check comes here
+
     user = facts.user or (str(facts.uid) if facts.uid is not None else "user")
-    return _safe(f"{_safe(slug) or 'project'}-{_safe(user) or 'user'}")
+    place = hashlib.sha256(os.fsencode(project.resolve())).hexdigest()[:6]
+    return _safe(f"{_safe(slug) or 'project'}-{_safe(user) or 'user'}-{place}")
 
 
 def _safe(text: str) -> str:

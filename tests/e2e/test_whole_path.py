@@ -284,6 +284,9 @@ def test_it_learns_and_exports(engine_ready: Opened, engine: str) -> None:
         done = box.run(*command)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert (run / "weights/best.onnx").stat().st_size > 1_000_000
+    failed = box.run("lab", "export", "--engine", engine, "--weights", weights, "--include", "onnx", "--opset", "99")
+    assert failed.returncode in (1, 2), "an export that failed must not look like one that worked"
+    assert "Traceback" not in failed.stdout + failed.stderr
 
 
 @both_engines

@@ -125,6 +125,10 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 CAUSES: tuple[tuple[tuple[str, ...], str], ...] = (
     (
+        ("exceeds nc=", "labels empty", "No labels found", "No valid images"),
+        "the labels or pictures cannot be used: `lab data check`, with the same data file, names the files",
+    ),
+    (
         ("OutOfMemoryError", "CUDA out of memory"),
         "the GPU's memory does not suffice: give a smaller --batch (-1 finds one that fits), a smaller --img or model",
     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -100,6 +101,11 @@ def _names(said: dict[str, Any], file: Path) -> dict[int, str]:
         raise LabError(f"{file} has no names: add `names: [first class, second class]`")
     if sorted(names, key=str) != sorted(range(len(names)), key=str):
         raise LabError(f"{file}: names must be numbered 0 to {len(names) - 1} without a gap")
+    unclear = next(
+        (name for name in names.values() if not isinstance(name, (str, int, float)) or name in (True, False)), ""
+    )
+    if unclear != "":
+        raise LabError(f"{file}: yaml reads one of the names as {unclear!r}: put it in quotes, such as 'yes'")
     if "nc" in said and said["nc"] != len(names):
         raise LabError(f"{file}: nc is {said['nc']} and names has {len(names)}: delete nc, it follows from names")
     return {number: str(names[number]) for number in sorted(names)}
@@ -235,6 +241,8 @@ def _wrong(row: list[str], classes: int) -> str | None:
     polygon = len(numbers) > 6 and len(numbers) % 2 == 1
     if len(numbers) != 5 and not polygon:
         return f"a line has {len(numbers)} numbers, a box has 5 (class x y width height)"
+    if not all(math.isfinite(number) for number in numbers):
+        return f"{' '.join(row)[:60]!r} holds a number that is none"
     if numbers[0] != int(numbers[0]) or not 0 <= numbers[0] < classes:
         return f"class {row[0]}; there are classes 0 to {classes - 1}"
     if not all(0 <= number <= 1 for number in numbers[1:]):

@@ -68,6 +68,10 @@ class Yolov5:
         spoilt = upstream.changed(project.upstream)
         if not spoilt:
             return None
+        gone = [name for name in spoilt if not (project.upstream / name).exists()]
+        if gone:
+            place = project.show(project.upstream)
+            raise LabError(f"{place} lacks {', '.join(gone[:3])}: remove the directory and run `lab fetch`")
         return (
             f"{project.show(project.upstream)} differs from the pinned commit in {', '.join(spoilt[:3])}; "
             "results may too. To undo it, remove the directory and run `lab fetch`"
@@ -78,6 +82,8 @@ class Yolov5:
         own = project.find(name)
         if own is not None:
             return str(own)
+        if (project.upstream / name).is_file():  # models/yolov5s.yaml, as tutorials have it
+            return str(project.upstream / name)
         for file in sorted((project.upstream / "models").rglob("*.yaml")):
             if file.name == name:
                 return str(file)
@@ -133,7 +139,7 @@ class Yolov5u:
         own = project.find(name)
         if own is not None:
             return str(own)
-        known = re.fullmatch(r"yolov5([nsmlx])(6?)u?\.yaml", name)
+        known = re.fullmatch(r"yolov5([nsmlx])(6?)u?\.yaml", Path(name).name)
         if not known:
             raise LabError(f"the model yaml {name} does not exist: yolov5u has yolov5n.yaml, s, m, l, x, and with a 6")
         return f"yolov5{known[1]}{'-p6' if known[2] else ''}.yaml"

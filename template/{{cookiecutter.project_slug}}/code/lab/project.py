@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 from collections.abc import Iterator
@@ -27,7 +28,6 @@ class Project:
     model: str = "yolov5s"
     image_size: int = 640
     data: str = "data/demo/data.yaml"
-    names: tuple[str, ...] = ()
 
     @property
     def runs(self) -> Path:
@@ -76,6 +76,9 @@ def _candidates() -> Iterator[Path]:
     yield CODE.parent
 
 
+KEYS = ("engine", "model", "image_size", "data")
+
+
 def _read(file: Path) -> Project:
     try:
         said: Any = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
@@ -83,21 +86,23 @@ def _read(file: Path) -> Project:
         raise LabError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(said, dict):
         raise LabError(f"{file} must hold `key: value` lines, such as `engine: yolov5`")
+    strange = next((str(key) for key in said if str(key) not in KEYS), "")
+    if strange:
+        near = difflib.get_close_matches(strange, KEYS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"it may hold {', '.join(KEYS)}"
+        raise LabError(f"{file} has no key {strange}: {hint}")
     engine, model = str(said.get("engine", "yolov5")), str(said.get("model", "yolov5s"))
-    size, names = said.get("image_size", 640), said.get("names") or []
+    size = said.get("image_size", 640)
     if engine not in ENGINES:
         raise LabError(f"{file}: engine is {engine!r}; it may be {' or '.join(ENGINES)}")
     if not MODEL.fullmatch(model):
         raise LabError(f"{file}: model is {model!r}; it may be yolov5n, s, m, l or x, with or without a 6 at the end")
     if not isinstance(size, int) or isinstance(size, bool) or size < 32:
         raise LabError(f"{file}: image_size is {size!r}; it must be a whole number of pixels, 32 or more")
-    if not isinstance(names, list):
-        raise LabError(f"{file}: names must be a list, such as [circle, square, triangle]")
     return Project(
         root=file.parent,
         engine=engine,
         model=model,
         image_size=size,
         data=str(said.get("data", "data/demo/data.yaml")),
-        names=tuple(str(name) for name in names),
     )

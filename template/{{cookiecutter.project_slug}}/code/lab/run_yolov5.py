@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -11,6 +13,7 @@ sys.path[0] = str(
     Path(__file__).resolve().parents[1]
 )  # a script's own directory comes first; lab/ is no place to import from
 from lab.child import save_checkpoints_whole, serve  # noqa: E402
+from lab.errors import FAILED, LabError  # noqa: E402
 
 
 def work(request: dict[str, Any]) -> None:
@@ -24,7 +27,24 @@ def work(request: dict[str, Any]) -> None:
         return
     script = str(upstream / f"{request['task']}.py")
     sys.argv = [script, *request["arguments"]]
+    failures = _failed_exports()
     runpy.run_path(script, run_name="__main__")
+    if failures:  # upstream only prints these, and ends as if all were well
+        raise LabError(f"the export failed: {failures[0]}", FAILED)
+
+
+def _failed_exports() -> list[str]:
+    """A list that fills with what upstream says of formats it could not write."""
+    failures: list[str] = []
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            said = record.getMessage()
+            if "export failure" in said:
+                failures.append(" ".join(re.sub(r"\x1b\[[0-9;]*m", "", said).split())[:300])
+
+    logging.getLogger("ultralytics").addHandler(Listener())
+    return failures
 
 
 def _no_downloads() -> None:

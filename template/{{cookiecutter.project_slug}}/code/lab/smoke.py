@@ -18,7 +18,7 @@ import numpy as np
 from lab import demo, limits, upstream
 from lab.engines import Call
 from lab.errors import FAILED, LabError
-from lab.launch import run
+from lab.launch import Interrupted, run
 from lab.onnx_detect import Array, Detection, decode, infer, iou, letterbox, suppress
 from lab.options import Request
 from lab.project import CODE, Project
@@ -77,6 +77,8 @@ def _prove(project: Project, engine: str, directory: Path, note: str) -> bool:
     with (directory / "log.txt").open("w", encoding="utf-8") as log:
         try:
             counts, difference = _stages(project, engine, directory, times, log)
+        except Interrupted:
+            raise
         except LabError as error:
             raise LabError(
                 f"smoke: {engine} failed: {error.sentence}; log: {project.show(Path(log.name))}", FAILED

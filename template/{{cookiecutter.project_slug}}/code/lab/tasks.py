@@ -162,6 +162,7 @@ def _hyp(job: Job, name: str) -> Path:
         CODE / name,
         CODE / "configs" / name,
         job.project.upstream / "data" / "hyps" / name,
+        job.project.upstream / name,
     ]
     found = next((place for place in places if place is not None and place.is_file()), None)
     if found is None:
@@ -184,6 +185,8 @@ def _source(name: str, project: Project) -> str:
             raise LabError(f"no file matches --source {name}")
         return str(found / name)
     place = project.find(name)
+    if place is None and (project.upstream / name).exists():
+        place = project.upstream / name  # data/images, as tutorials have it
     if place is None:
         raise LabError(f"--source {name} does not exist: give a picture, a directory, a video or a camera number")
     if place.is_dir() and not any(file.is_file() for file in place.iterdir()):
@@ -229,6 +232,7 @@ def _weights(job: Job) -> tuple[list[str], str | None]:
 
 def _checkpoint(name: str, job: Job) -> str:
     file = weights.locate(name, job.project, job.engine.name)
+    weights.require_checkpoint(file, name)
     wrote = weights.engine_of(file) if file.suffix == ".pt" else None
     if wrote and wrote != job.engine.name:
         raise LabError(f"{name} is a checkpoint of {wrote}, which {job.engine.name} cannot read: use --engine {wrote}")
@@ -307,7 +311,10 @@ def _resume(job: Job, log: IO[str] | None) -> Path:
             "--weights and its last.pt"
         )
     last = _last_checkpoint(request.given["resume"], job)
+    weights.require_checkpoint(last, project.show(last))
     directory = last.parent.parent
+    if last.parent.name != "weights" or not any((directory / name).is_file() for name in ("opt.yaml", "args.yaml")):
+        raise LabError(f"{project.show(last)} lies in no run, so there are no options to go on with: use --weights")
     wrote = weights.engine_of(last)
     if wrote and wrote != job.engine.name:
         raise LabError(f"{project.show(last)} is a run of {wrote}: add --engine {wrote}")
@@ -327,7 +334,8 @@ def _last_checkpoint(named: Any, job: Job) -> Path:
     if isinstance(named, str):
         found = project.find(named)
         if found is None:
-            raise LabError(f"--resume {named} does not exist: {weights.recent(project).replace('best.pt', 'last.pt')}")
+            mend = weights.recent(project).replace("best.pt", "last.pt").replace("--weights", "--resume")
+            raise LabError(f"--resume {named} does not exist: {mend}")
         found = found / "weights" / "last.pt" if found.is_dir() else found
         if not found.is_file():
             raise LabError(f"{project.show(found)} does not exist: that run saved no checkpoint, start it anew")

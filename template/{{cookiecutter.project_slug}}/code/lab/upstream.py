@@ -136,8 +136,10 @@ def read_archive(archive: Path) -> Files:
         else:
             with tarfile.open(archive) as tar:
                 pairs = list(_members(tar))
-    except (OSError, EOFError, tarfile.TarError, zipfile.BadZipFile) as error:
-        raise LabError(f"{archive.name} cannot be read ({error})", FAILED) from error
+    # zlib, lzma, encryption and unknown compression raise errors of their own: a damaged archive has many faces
+    except Exception as error:
+        words = " ".join(str(error).split())[:120]
+        raise LabError(f"{archive.name} cannot be read ({words})", FAILED) from error
     return _without_top(pairs, archive.name)
 
 
@@ -156,7 +158,8 @@ def _without_top(pairs: Iterable[tuple[str, bytes]], source: str) -> Files:
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts or "\\" in name:
             raise LabError(f"{source} holds a path that leaves it ({name}) and is refused", FAILED)
-        files[str(path)] = content
+        if path.parts:
+            files[str(path)] = content
     tops = {PurePosixPath(path).parts[0] for path in files}
     if len(tops) == 1 and "train.py" not in files:
         files = {str(PurePosixPath(*PurePosixPath(path).parts[1:])): content for path, content in files.items()}
@@ -170,11 +173,11 @@ def from_git(url: str) -> Files:
     with tempfile.TemporaryDirectory(prefix="lab-fetch-") as scratch:
         _git(scratch, ["init", "--quiet", "--bare", "."], SHALLOW_LIMIT)
         try:
-            _git(scratch, ["fetch", "--quiet", "--depth", "1", "--no-tags", url, COMMIT], SHALLOW_LIMIT)
+            _git(scratch, ["fetch", "--quiet", "--depth", "1", "--no-tags", "--", url, COMMIT], SHALLOW_LIMIT)
         except LabError as refusal:
             if not any(sign in refusal.sentence for sign in ("not our ref", "unadvertised", "shallow", "dumb http")):
                 raise
-            _git(scratch, ["fetch", "--quiet", url, "+refs/heads/*:refs/heads/*"], FULL_LIMIT)
+            _git(scratch, ["fetch", "--quiet", "--", url, "+refs/heads/*:refs/heads/*"], FULL_LIMIT)
         tar = _git(scratch, ["archive", "--format=tar", COMMIT], SHALLOW_LIMIT)
     with tarfile.open(fileobj=io.BytesIO(tar)) as opened:
         return dict(_members(opened))

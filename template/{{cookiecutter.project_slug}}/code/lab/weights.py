@@ -30,6 +30,19 @@ def locate(name: str, project: Project, engine: str) -> Path:
     )
 
 
+def require_checkpoint(file: Path, name: str) -> None:
+    """Raises LabError when a .pt file is none: torch writes a zip archive, or, long ago, a bare pickle."""
+    if file.is_dir():
+        raise LabError(f"--weights {name} is a directory: name the checkpoint in it, such as {name}/best.pt")
+    if file.suffix == ".pt":
+        with file.open("rb") as opened:
+            begin = opened.read(2)
+        if begin != b"PK" and begin[:1] != b"\x80":
+            raise LabError(
+                f"{name} is no checkpoint: it may be cut short, or a page saved in its place; use another one"
+            )
+
+
 def at_hand(project: Project, engine: str) -> Path | None:
     """The checkpoint of lab.yaml's model, when its file lies in the current directory or the project's root."""
     return project.find(f"{project.model}{'u' if engine == 'yolov5u' else ''}.pt")

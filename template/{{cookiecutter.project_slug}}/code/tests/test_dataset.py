@@ -104,3 +104,15 @@ def test_count_takes_boxes_polygons_and_backgrounds(project: Project, tmp_path: 
     counts = dataset.count(dataset.open_dataset(str(file), project), "train")
     assert (counts.images, counts.boxes, counts.backgrounds, counts.problems) == (2, 2, 1, [])
     assert counts.classes == {0: 1, 1: 1}
+
+
+@pytest.mark.parametrize("row", ["nan .5 .5 .2 .2", "0 inf .5 .2 .2"])
+def test_numbers_that_are_none(project: Project, tmp_path: Path, row: str) -> None:
+    found = dataset.open_dataset(str(make(tmp_path / "set", label=row)), project)
+    assert "a number that is none" in " ".join(dataset.count(found, "train").problems)
+
+
+@pytest.mark.parametrize("names", ["names: [yes, no]", "names: [a, null]"])
+def test_names_that_yaml_reads_otherwise(project: Project, tmp_path: Path, names: str) -> None:
+    with pytest.raises(LabError, match="put it in quotes"):
+        dataset.open_dataset(str(make(tmp_path / "set", names)), project)

@@ -2,10 +2,11 @@ from pathlib import Path
 
 import pytest
 
+from lab import weights
 from lab.engines import ENGINES, LACKS, Prepared, hyper_parameters, left_out, translate
 from lab.errors import LabError
 from lab.options import TASKS, parse
-from lab.project import CODE, Project
+from lab.project import CODE, Project, open_project
 
 SMALL = CODE / "configs" / "hyp.small.yaml"
 
@@ -92,3 +93,18 @@ def test_model_yaml_names(project: Project) -> None:
     assert engine.model("yolov5x6u.yaml", project) == "yolov5x-p6.yaml"
     with pytest.raises(LabError):
         engine.model("yolov9.yaml", project)
+
+
+def test_a_key_that_lab_yaml_does_not_have(project: Project) -> None:
+    (project.root / "lab.yaml").write_text("engine: yolov5u\nimage-size: 320\n", encoding="utf-8")
+    with pytest.raises(LabError, match="has no key image-size: did you mean image_size"):
+        open_project()
+
+
+def test_a_file_that_is_no_checkpoint(tmp_path: Path) -> None:
+    page = tmp_path / "best.pt"
+    page.write_text("<html>not found</html>", encoding="utf-8")
+    with pytest.raises(LabError, match="is no checkpoint"):
+        weights.require_checkpoint(page, "best.pt")
+    with pytest.raises(LabError, match="is a directory"):
+        weights.require_checkpoint(tmp_path, "weights")

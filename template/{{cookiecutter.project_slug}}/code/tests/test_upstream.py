@@ -125,3 +125,24 @@ def test_a_directory_of_the_users_is_left_alone(pinned: Project) -> None:
     with pytest.raises(LabError, match="move them away"):
         upstream.fetch(pinned)
     assert (pinned.upstream / "mine.py").exists()
+
+
+@pytest.mark.parametrize("damage", ["flipped", "dot"])
+def test_a_damaged_archive_is_named_and_git_is_still_asked(pinned: Project, damage: str) -> None:
+    archive = pinned.wheelhouse / "yolov5-5081342f.zip"
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as opened:
+        opened.writestr("." if damage == "dot" else "yolov5/train.py", b"print('train')\n" * 50)
+    if damage == "flipped":
+        content = bytearray(archive.read_bytes())
+        content[50:60] = bytes(byte ^ 0xFF for byte in content[50:60])
+        archive.write_bytes(content)
+    with pytest.raises(LabError, match=r"(?s)yolov5-5081342f\.zip .*git ") as refused:
+        upstream.fetch(pinned)
+    assert "\n" not in refused.value.sentence
+
+
+def test_an_address_is_never_an_option_of_git(pinned: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("YOLOV5_GIT_URL", f"--upload-pack=touch {tmp_path / 'pwned'};")
+    with pytest.raises(LabError):
+        upstream.fetch(pinned)
+    assert not (tmp_path / "pwned").exists()
