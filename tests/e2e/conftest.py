@@ -11,6 +11,7 @@ import pwd
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -127,7 +128,7 @@ def up(user: User, folder: Path, *options: str, env: Mapping[str, str] | None = 
 @pytest.fixture(scope="session")
 def project(user: User, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A project of plain cookiecutter with every default, below a folder that belongs to the user."""
-    place = Path(subprocess.check_output(["mktemp", "--directory", "/var/tmp/e2e-XXXXXX"], text=True).strip())
+    place = Path(tempfile.mkdtemp(prefix="e2e-", dir="/var/tmp"))  # not pytest's own: the user could not enter it
     place.chmod(0o755)
     # The caller generates (its Python may be out of the user's reach), the user gets the folder.
     done = subprocess.run(
