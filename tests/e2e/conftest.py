@@ -76,7 +76,7 @@ def own_home() -> None:
 
 
 @pytest.fixture(scope="session")
-def user(tmp_path_factory: pytest.TempPathFactory) -> User:
+def user() -> User:
     if gone := missing():
         pytest.skip(f"`{gone}` does not work here: no container can be opened")
     if os.getuid() != 0:
@@ -126,7 +126,7 @@ def up(user: User, folder: Path, *options: str, env: Mapping[str, str] | None = 
 
 
 @pytest.fixture(scope="session")
-def project(user: User, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def project(user: User) -> Iterator[Path]:
     """A project of plain cookiecutter with every default, below a folder that belongs to the user."""
     place = Path(tempfile.mkdtemp(prefix="e2e-", dir="/var/tmp"))  # not pytest's own: the user could not enter it
     place.chmod(0o755)
