@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import secrets
 import subprocess
 import time
 import urllib.request
@@ -59,7 +60,8 @@ def rebuilt_after_editing(opened: Opened, name: str) -> list[str]:
     """The steps of the image build that run again when a file of the project has changed."""
     path = opened.folder / name
     before = path.read_bytes()
-    path.write_bytes(before + b"\n# edited\n")
+    # other bytes each time: the build cache may remember an earlier run of this test
+    path.write_bytes(before + f"\n# {secrets.token_hex(8)}\n".encode())
     try:
         done = opened.user.run("docker", "compose", "--progress", "plain", "build", "dev", cwd=opened.folder)
     finally:
