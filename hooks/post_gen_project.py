@@ -16,6 +16,8 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+from generator.hostkit.terminal import printable, tolerate
+
 ROOT = Path(__file__).resolve().parents[1]
 # Seconds a hook waits for the host's own programs. A slow answer is left to the check when the container opens.
 PATIENCE = 2.0
@@ -48,7 +50,7 @@ def main(answers: Mapping[str, Any]) -> None:
     words = closing_words(project, answers)
     tracking.join()
     # A name that the terminal's encoding lacks, or a reader that went away (`| head`), must not cost the project.
-    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    tolerate(sys.stdout)
     try:
         print("\n".join(words), flush=True)
     except BrokenPipeError:
@@ -172,7 +174,6 @@ def host_words(answers: Mapping[str, Any]) -> list[str]:
         # Inside the guard, with everything that they import.
         from generator.hostkit import doctor, probe, setup  # noqa: PLC0415
         from generator.hostkit.catalogue import Catalogue  # noqa: PLC0415
-        from generator.hostkit.terminal import printable  # noqa: PLC0415
 
         catalogue = Catalogue.read(ROOT / "generator" / "catalog.json")
         # Without asking the container engine, which takes longer than everything else here: nothing of it decides the

@@ -262,33 +262,10 @@ def test_splitting_keeps_every_byte_and_settles(lines):
     assert setup.split_env(again)[0] == own or BEGIN in own
 
 
-OLD_BLOCK = f"""{BEGIN}
-COMPOSE_FILE=compose.yaml:.devcontainer/compose.local.yaml
-COMPOSE_PATH_SEPARATOR=:
-COMPOSE_PROJECT_NAME=my-detector-ada
-DEV_UID=1001
-DEV_GID=1002
-TORCH_VERSION=2.6.0
-TORCHVISION_VERSION=0.21.0
-TORCH_BUILD=cu118
-TORCH_INDEX=https://download.pytorch.org/whl/cu118
-HOST_CA=./.devcontainer/host-ca.pem
-{END}
-"""
-
-
 def test_compose_reads_no_name_that_a_shell_overrides_the_decision_with(project):
     run(project, facts("4090"))
     assert set(block(project)) & set(setup.OVERRIDES) == {"COMPOSE_PROJECT_NAME"}
     assert set(block(project)) == set(setup.KEYS)
-
-
-@pytest.mark.parametrize("end", [END + "\n", ""])
-def test_a_block_of_the_former_names_is_ours(project, end):
-    (project / ".env").write_text("A=1\n" + OLD_BLOCK.replace(END + "\n", end) + "B=2\n")
-    run(project, facts("4090"))
-    assert (project / ".env").read_text().startswith("A=1\nB=2\n" + BEGIN)
-    assert (block(project)["LAB_TORCH_VERSION"], block(project)["LAB_TORCH_BUILD"]) == ("2.8.0", "cu128")
 
 
 def test_an_override_below_a_damaged_block_is_the_users(project):
@@ -317,8 +294,10 @@ def test_a_byte_order_mark_hides_no_line(project):
 
 
 def test_a_byte_order_mark_before_the_block(project):
-    (project / ".env").write_text("\ufeff" + OLD_BLOCK, encoding="utf-8")
-    assert setup.split_env("\ufeff" + OLD_BLOCK) == ("\ufeff", OLD_BLOCK)
+    run(project, facts("4090"))
+    ours = (project / ".env").read_text(encoding="utf-8")
+    (project / ".env").write_text("\ufeff" + ours, encoding="utf-8")
+    assert setup.split_env("\ufeff" + ours) == ("\ufeff", ours)
 
 
 def pipe(path):

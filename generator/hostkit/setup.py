@@ -122,12 +122,11 @@ def read_text(path: Path) -> str:
         raise CannotWrite(f"{path} cannot be read: {error.strerror}.") from None
 
 
+# LAB_…: not the names of the overrides, which compose would take from the shell instead of the decision
 KEYS = (
     "COMPOSE_FILE", "COMPOSE_PATH_SEPARATOR", "COMPOSE_PROJECT_NAME", "DEV_UID", "DEV_GID", "LAB_TORCH_VERSION",
     "LAB_TORCHVISION_VERSION", "LAB_TORCH_BUILD", "LAB_TORCH_INDEX", "HOST_CA",
 )  # fmt: skip
-# What blocks held before: names of overrides, which compose would have taken from the shell instead of the decision
-FORMER_KEYS = ("TORCH_VERSION", "TORCHVISION_VERSION", "TORCH_BUILD", "TORCH_INDEX")
 
 BOM = "\ufeff"  # some editors of Windows begin a file with it, and compose skips it
 
@@ -151,12 +150,11 @@ def split_env(text: str) -> tuple[str, str]:
         end = next((place for place in range(start + 1, len(lines)) if marks[place]), len(lines))
         closed = marks[end : end + 1] == [END]
         keys = [line.strip().partition("=")[0] for line in lines[start + 1 : end]]
-        ours = KEYS if any(key.startswith("LAB_TORCH") for key in keys) else KEYS + FORMER_KEYS
         if not closed:
-            end = next((start + 1 + place for place, key in enumerate(keys) if key not in ours), end)
+            end = next((start + 1 + place for place, key in enumerate(keys) if key not in KEYS), end)
         block.append(lines[start])
         for line, key in zip(lines[start + 1 : end], keys):  # noqa: B905 (Python 3.8; a cut block has fewer lines)
-            (block if key in ours else own).append(line)
+            (block if key in KEYS else own).append(line)
         start = end
         if closed:
             block.append(lines[end])
