@@ -39,6 +39,10 @@ def gpu(card: str, number: int = 0, capability: str | None = None) -> Gpu:
     return Gpu(number, name, printed, memory, f"GPU-0000000{number}-aaaa-bbbb-cccc-dddddddddddd")
 
 
+def slice_uuid(number: int, place: int) -> str:
+    return f"MIG-{number}{place}000000-aaaa-5bbb-8ccc-dddddddddddd"
+
+
 def ask(driver: str, *cards: str, **more: str) -> Resolution:
     return resolve(Host(driver, tuple(gpu(card, number) for number, card in enumerate(cards)), **more), CATALOGUE)
 
@@ -107,16 +111,43 @@ class DescribedHost:
         """It waits in a child, as a shell wrapper would: killing only the parent leaves the pipe open."""
         return self.program(name, "/bin/sleep 60\n:")
 
-    def nvidia_smi(self, driver: str, *cards: str, memory: str | None = None, old: bool = False) -> Path:
-        """As the real one answers --query-gpu; `old` refuses compute_cap, as R470 does."""
-        rows = []
+    def nvidia_smi(
+        self,
+        driver: str,
+        *cards: str,
+        memory: str | None = None,
+        refuses: tuple[str, ...] = (),
+        mig: dict[int, tuple[str, ...]] | None = None,
+    ) -> Path:
+        """As the real one answers --query-gpu and -L.
+
+        It `refuses` fields as older drivers do: R470 lacks compute_cap. `mig`: profiles of the instances, by GPU.
+        """
+        lines = [
+            'case "$1" in -L) listed=1; fields=index;; *) listed=; fields=${1#--query-gpu=};; esac',
+            "row() {",
+            '  line=; IFS=,; for field in $fields; do case "$field" in index) cell=$1;; name) cell=$2;; uuid) cell=$3;;',
+            "  driver_version) cell=$4;; memory.total) cell=$5;; compute_cap) cell=$6;; mig.mode.current) cell=$7;;",
+            '  esac; line="${line:+$line, }$cell"; done; printf "%s\\n" "$line"',
+            "}",
+        ]
+        for field in refuses:
+            text = f'Field "{field}" is not a valid field to query.'
+            lines.append(f'case "$fields" in *{field}*) printf "%s\\n\\n" {shlex.quote(text)}; exit 2;; esac')
+        rows, listed = [], []
         for number, card in enumerate(cards):
             name, compute, mib = CARDS[card]
-            cells = [str(number), name, gpu(card, number).uuid, driver, memory or (str(mib) if mib else "[N/A]")]
-            rows.append(", ".join(cells if old else [*cells, compute]) + "\n")
-        text = 'Field "compute_cap" is not a valid field to query.'
-        refusal = f'case "$*" in *compute_cap*) printf "%s\\n\\n" {shlex.quote(text)}; exit 2;; esac\n'
-        return self.program("nvidia-smi", (refusal if old else "") + f"printf %s {shlex.quote(''.join(rows))}")
+            uuid = gpu(card, number).uuid
+            mode = "Enabled" if number in (mig or {}) else "Disabled" if mig else "[N/A]"
+            cells = [str(number), name, uuid, driver, memory or (str(mib) if mib else "[N/A]"), compute, mode]
+            rows.append("row " + shlex.join(cells))
+            listed.append(f"GPU {number}: {name} (UUID: {uuid})")
+            for place, profile in enumerate((mig or {}).get(number, ())):
+                listed.append(f"  MIG {profile:11} Device {place:2}: (UUID: {slice_uuid(number, place)})")
+        text = shlex.quote("\n".join(listed) + "\n")
+        return self.program(
+            "nvidia-smi", "\n".join([*lines, f'[ -z "$listed" ] || {{ printf %s {text}; exit; }}', *rows])
+        )
 
     def docker(self, compose: str = "2.38.1", code: int = 0, err: str = "", **info: object) -> Path:
         """A docker command whose `info` prints `info` as JSON and whose `compose version` prints `compose`."""

@@ -89,7 +89,7 @@ def test_resolve_does_not_take_a_broken_driver_for_no_gpu(capsys, tmp_path, monk
     host.says("nvidia-smi", "oops\n")
     status, out, _ = run(capsys, "resolve", "--json", "--machine", "x86_64")
     assert (status, json.loads(out)["reasons"]) == (1, ["nvidia-smi answers nothing that can be read: oops."])
-    host.says("nvidia-smi", "0, X, GPU-1, [N/A], [N/A], [N/A]\n")
+    host.says("nvidia-smi", "0, X, GPU-1, [N/A], [N/A], [N/A], [N/A]\n")
     status, _, err = run(capsys, "resolve")
     assert (status, err.count("\n"), "give --driver and --gpu" in err) == (2, 1, True)
 

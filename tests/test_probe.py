@@ -19,7 +19,7 @@ REFUSED = (
 )
 
 
-ROW = "0, Tesla T4, GPU-1, 535.183.01, 15360, 7.5\n"
+ROW = "0, Tesla T4, GPU-1, 535.183.01, 15360, 7.5, [N/A]\n"
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_a_laptop_without_anything(host):
 
 
 def test_r470_without_compute_cap(host):
-    host.nvidia_smi("470.256.02", "V100", old=True)
+    host.nvidia_smi("470.256.02", "V100", refuses=("compute_cap",))
     smi = look().smi
     assert (smi.state, smi.driver) == ("ok", "470.256.02")
     assert (smi.gpus[0].name, smi.gpus[0].capability, smi.gpus[0].memory_mib) == ("Tesla V100-SXM2-16GB", "", 16384)
@@ -85,7 +85,7 @@ def test_memory_that_is_not_printed(host):
 
 def test_cells_that_are_no_numbers(host):
     host.file("/proc/driver/nvidia/version", "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.183.01  Wed\n")
-    host.says("nvidia-smi", "0, Tesla T4, [Unknown Error], [N/A], [Unknown Error], ERR!\n")
+    host.says("nvidia-smi", "0, Tesla T4, [Unknown Error], [N/A], [Unknown Error], ERR!, [N/A]\n")
     facts = look()
     assert facts.gpus[0][2:] == ("", None, "")
     assert facts.host().driver == "535.183.01"
@@ -104,32 +104,33 @@ def test_cells_that_are_no_numbers(host):
     ],
 )
 def test_numbers_that_are_none_are_unknown(host, memory, capability, found):
-    host.says("nvidia-smi", f"0, Tesla T4, GPU-1, 535.183.01, {memory}, {capability}\n")
+    host.says("nvidia-smi", f"0, Tesla T4, GPU-1, 535.183.01, {memory}, {capability}, [N/A]\n")
     (only,) = look().gpus
     assert (only.memory_mib, only.capability) == found
 
 
 @pytest.mark.parametrize("driver", ["5" * 5000, "535", "٥٣٥.1", "1." * 3000, "535.183.01.1.1.1", "new"])
 def test_a_driver_version_that_is_none_is_unknown(host, driver):
-    host.says("nvidia-smi", f"0, Tesla T4, GPU-1, {driver}, 15360, 7.5\n")
+    host.says("nvidia-smi", f"0, Tesla T4, GPU-1, {driver}, 15360, 7.5, [N/A]\n")
     assert (look().driver, len(look().gpus)) == ("", 1)
 
 
 def test_a_carriage_return_does_not_end_a_row(host):
     host.says(
-        "nvidia-smi", "0, Tesla\rT4, GPU-1, 535.183.01, 15360, 7.5\r\n1, Tesla T4, GPU-2, 535.183.01, 15360, 7.5\r\n"
+        "nvidia-smi",
+        "0, Tesla\rT4, GPU-1, 535.183.01, 15360, 7.5, [N/A]\r\n1, Tesla T4, GPU-2, 535.183.01, 15360, 7.5, [N/A]\r\n",
     )
     assert [gpu.name for gpu in look().gpus] == ["Tesla\rT4", "Tesla T4"]
 
 
 def test_a_name_has_the_length_that_the_driver_allows(host):
-    host.says("nvidia-smi", f"0, {'W' * 5000}, GPU-1, 535.183.01, 15360, 7.5\n")
+    host.says("nvidia-smi", f"0, {'W' * 5000}, GPU-1, 535.183.01, 15360, 7.5, [N/A]\n")
     assert look().gpus[0].name == "W" * 96
 
 
 @pytest.mark.parametrize("stream", ["", ">&2"])
 def test_a_program_that_prints_without_end_is_stopped(host, stream):
-    row = "0, Tesla T4, GPU-1, 535.183.01, 15360, 7.5"
+    row = "0, Tesla T4, GPU-1, 535.183.01, 15360, 7.5, [N/A]"
     host.program("nvidia-smi", f"echo '{row}' {stream}; exec /bin/cat /dev/zero {stream}")
     host.program("docker", "exec /bin/cat /dev/zero")
     facts = look(limit=60.0)
@@ -148,7 +149,7 @@ def test_toolkit_version(host, printed, version):
 
 
 def test_rows_before_a_warning_count(host):
-    row = "0, Tesla T4, GPU-1, 535.183.01, 15360, 7.5\n"
+    row = "0, Tesla T4, GPU-1, 535.183.01, 15360, 7.5, [N/A]\n"
     host.says("nvidia-smi", row + "WARNING: infoROM is corrupted at gpu 0000:0B:00.0\n", code=14)
     smi = look().smi
     assert (smi.state, len(smi.gpus)) == ("ok", 1)
@@ -183,7 +184,7 @@ def test_nvidia_smi_that_fails(host, out, err, code, state):
 
 
 def test_a_lost_gpu_beside_a_working_one(host):
-    row = "1, Tesla T4, GPU-1, 535.183.01, 15360, 7.5\n"
+    row = "1, Tesla T4, GPU-1, 535.183.01, 15360, 7.5, [N/A]\n"
     host.says("nvidia-smi", "Unable to determine the device handle for GPU 0000:01:00.0: GPU is lost.\n" + row, code=15)
     smi = look().smi
     assert [gpu.number for gpu in smi.gpus] == [1]
@@ -350,6 +351,6 @@ def test_imports_stay_light(module):
 
 def test_facts_do_not_depend_on_the_language(host, monkeypatch):
     monkeypatch.setenv("LC_ALL", "de_DE.UTF-8")
-    host.program("nvidia-smi", '[ "$LC_ALL" = C ] && echo "0, Tesla T4, GPU-1, 535.183.01, 15360, 7.5"')
+    host.program("nvidia-smi", '[ "$LC_ALL" = C ] && echo "0, Tesla T4, GPU-1, 535.183.01, 15360, 7.5, [N/A]"')
     assert len(look().gpus) == 1
     assert os.environ["LC_ALL"] == "de_DE.UTF-8"

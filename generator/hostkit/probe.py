@@ -21,11 +21,12 @@ from typing import IO, Any, Callable, NamedTuple
 from .catalogue import MACHINES
 from .resolve import Gpu, Host
 
-LIMIT = 10.0  # seconds a program may take; a healthy nvidia-smi without persistence mode needs up to about 4
+LIMIT = 5.0  # seconds a program may take; a healthy nvidia-smi without persistence mode needs up to about 4
 OUTPUT = 1 << 20  # bytes that are read of what a program prints
 NAME = 96  # characters of a GPU's name; NVML_DEVICE_NAME_V2_BUFFER_SIZE
 
-QUERY = ("index", "name", "uuid", "driver_version", "memory.total", "compute_cap")  # compute_cap last: R470 lacks it
+# R470 and older lack compute_cap, drivers before R450 mig.mode.current: a field that is refused is left out
+QUERY = ("index", "name", "uuid", "driver_version", "memory.total", "compute_cap", "mig.mode.current")
 
 
 class Answer(NamedTuple):
@@ -42,17 +43,28 @@ class Answer(NamedTuple):
         return f"{self.out}\n{self.err}".strip()
 
 
+class Slice(NamedTuple):
+    """A MIG instance: the number of the GPU it is a part of, its profile ("3g.40gb") and its UUID ("MIG-...")."""
+
+    gpu: int
+    profile: str
+    uuid: str
+
+
 class Smi(NamedTuple):
     """What nvidia-smi says.
 
     `state`: ok, missing, hangs, no-driver, mismatch, no-devices, lost, blocked, permission, failed, unreadable.
     Only "no-devices" says that there is no GPU; "unreadable" is an answer that holds no row and no known sentence.
+    `mig` are the numbers of the GPUs in MIG mode, of which CUDA uses only the `slices`.
     """
 
     state: str
     message: str = ""
     driver: str = ""
     gpus: tuple[Gpu, ...] = ()
+    mig: tuple[int, ...] = ()
+    slices: tuple[Slice, ...] = ()
 
 
 class Docker(NamedTuple):
@@ -344,38 +356,70 @@ def _smi(limit: float) -> Smi:
     if program is None:
         return Smi("missing")
     until = time.monotonic() + limit
-    fields: tuple[str, ...] = QUERY
-    answer = _query(program, fields, limit)
-    if "not a valid field" in answer.text:  # R470 and older refuse the whole query, on stdout
-        fields = QUERY[:-1]
-        answer = _query(program, fields, max(0.1, until - time.monotonic()))
-    rows, rest = _rows(answer.out, len(fields))
+    fields = QUERY
+    while True:
+        command = [program, f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
+        answer = ask(command, max(0.1, until - time.monotonic()))
+        refused = re.search(r'Field "([a-z_.]+)" is not a valid field', answer.text)  # the whole query fails, on stdout
+        if not refused or refused[1] not in fields:
+            break
+        fields = tuple(field for field in fields if field != refused[1])
+    found = read_smi(answer, fields)
+    if found.mig:
+        listed = ask([program, "-L"], max(0.1, until - time.monotonic()))
+        found = found._replace(slices=read_slices(listed.out))
+    return found
+
+
+def read_smi(answer: Answer, fields: tuple[str, ...] = QUERY) -> Smi:
+    """What an answer to `--query-gpu=FIELDS --format=csv,noheader,nounits` says. Pure; never raises.
+
+    Rows count even when the exit status is not 0: a corrupt infoROM is one, and the GPU works.
+    """
+    rows, rest = _rows(answer.out, fields)
     message = " ".join(f"{rest}\n{answer.err}".split())[:4000]
     if answer.state == "endless":
         return Smi("unreadable", message)
+    if not rows:
+        return Smi(_smi_state(answer), message)
     gpus = tuple(
-        Gpu(int(row[0]), row[1][:NAME], _capability(row[5]) if len(row) > 5 else "", _mib(row[4]), _known(row[2]))
+        Gpu(
+            int(row["index"]),
+            row["name"][:NAME],
+            _capability(row.get("compute_cap", "")),
+            _mib(row["memory.total"]),
+            _known(row["uuid"]),
+        )
         for row in rows
     )
-    if gpus:  # rows count even when the exit status is not 0: a corrupt infoROM is one, and the GPU works
-        return Smi("ok", message, _driver(rows[0][3]), gpus)
-    return Smi(_smi_state(answer), message)
+    mig = tuple(int(row["index"]) for row in rows if row.get("mig.mode.current", "").lower() == "enabled")
+    return Smi("ok", message, _driver(rows[0]["driver_version"]), gpus, mig)
 
 
-def _query(program: str, fields: tuple[str, ...], limit: float) -> Answer:
-    return ask([program, f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"], limit)
-
-
-def _rows(text: str, count: int) -> tuple[list[list[str]], str]:
-    """The CSV rows, and the lines that are none."""
+def _rows(text: str, fields: tuple[str, ...]) -> tuple[list[dict[str, str]], str]:
+    """The CSV rows by field, and the lines that are none."""
     rows, rest = [], []
     for line in text.split("\n"):  # and at nothing else that Python takes for the end of a line
         cells = [cell.strip() for cell in line.split(",")]
-        if len(cells) == count and re.fullmatch("[0-9]{1,4}", cells[0]):
-            rows.append(cells)
+        if len(cells) == len(fields) and re.fullmatch("[0-9]{1,4}", cells[0]):
+            rows.append(dict(zip(fields, cells)))  # noqa: B905 (Python 3.8; of one length)
         else:
             rest.append(line)
     return rows, "\n".join(rest)
+
+
+def read_slices(text: str) -> tuple[Slice, ...]:
+    """The MIG instances in what `nvidia-smi -L` prints, in its order, which is CUDA's."""
+    found = []
+    gpu = -1
+    for line in text.split("\n"):
+        parent = re.match(r"GPU ([0-9]{1,4}):", line)
+        part = re.match(r"\s+MIG (\S{1,40})\s+Device\s+[0-9]{1,4}: \(UUID: (MIG-[A-Za-z0-9/-]{1,100})\)", line)
+        if parent:
+            gpu = int(parent[1])
+        elif part and gpu >= 0:
+            found.append(Slice(gpu, part[1], part[2]))
+    return tuple(found)
 
 
 def _known(cell: str) -> str:
