@@ -172,8 +172,9 @@ def host_words(answers: Mapping[str, Any]) -> list[str]:
     """The host check in short. A fault of ours in it must not cost the user the project."""
     try:
         # Inside the guard, with everything that they import.
-        from generator.hostkit import doctor, probe, setup  # noqa: PLC0415
+        from generator.hostkit import decision, doctor, probe, report  # noqa: PLC0415
         from generator.hostkit.catalogue import Catalogue  # noqa: PLC0415
+        from generator.hostkit.project import Project  # noqa: PLC0415
 
         catalogue = Catalogue.read(ROOT / "generator" / "catalog.json")
         # Without asking the container engine, which takes longer than everything else here: nothing of it decides the
@@ -181,10 +182,10 @@ def host_words(answers: Mapping[str, Any]) -> list[str]:
         facts = probe.probe(limit=PATIENCE, docker=False)
         torch, python = str(answers["torch_version"]), str(answers["python_version"])
         answer = doctor.resolution(facts, catalogue, torch, python)
-        words = doctor.summary(facts, answer, doctor.examine(facts, answer, catalogue, torch, python))
+        words = report.summary(facts, answer, doctor.examine(facts, answer, catalogue, torch, python))
         if not facts.gpus:
-            decision = setup.decide(facts, setup.Project(torch=torch, python=python), setup.Wishes(), catalogue)
-            words.append(printable(decision.summary.replace("torch ", "torch   ", 1)))
+            decided = decision.decide(facts, Project(torch=torch, python=python), decision.Wishes(), catalogue)
+            words.append(printable(decided.summary.replace("torch ", "torch   ", 1)))
         return words
     except Exception as error:
         return [

@@ -5,7 +5,9 @@ import shlex
 from pathlib import Path
 
 from generator.hostkit.catalogue import Catalogue
-from generator.hostkit.probe import Distribution, Docker, Facts, Smi
+from generator.hostkit.engine import Docker
+from generator.hostkit.nvidia import Card, Smi
+from generator.hostkit.probe import Distribution, Facts
 from generator.hostkit.resolve import Gpu, Host, Resolution, resolve
 
 CATALOGUE = Catalogue.read()
@@ -59,7 +61,7 @@ def facts(*cards: str, driver: str = "570.86.10", **changes: object) -> Facts:
         user="ada",
         smi=Smi("ok", "", driver, gpus) if gpus else Smi("missing"),
         module=driver if gpus else "",
-        pci=tuple(f"0000:0{number}:00.0" for number in range(len(cards))),
+        cards=tuple(Card(f"0000:0{number}:00.0", 0x2684, "nvidia") for number in range(len(cards))),
         wsl_driver=False,
         docker=Docker(
             "ok", version="28.3.0", runtimes=("nvidia", "runc") if gpus else ("runc",), root="/var/lib/docker"
@@ -126,8 +128,9 @@ class DescribedHost:
         lines = [
             'case "$1" in -L) listed=1; fields=index;; *) listed=; fields=${1#--query-gpu=};; esac',
             "row() {",
-            '  line=; IFS=,; for field in $fields; do case "$field" in index) cell=$1;; name) cell=$2;; uuid) cell=$3;;',
-            "  driver_version) cell=$4;; memory.total) cell=$5;; compute_cap) cell=$6;; mig.mode.current) cell=$7;;",
+            '  line=; IFS=,; for field in $fields; do case "$field" in index) cell=$1;; name) cell=$2;;',
+            "  uuid) cell=$3;; driver_version) cell=$4;; memory.total) cell=$5;; compute_cap) cell=$6;;",
+            "  mig.mode.current) cell=$7;;",
             '  esac; line="${line:+$line, }$cell"; done; printf "%s\\n" "$line"',
             "}",
         ]
@@ -158,6 +161,17 @@ class DescribedHost:
             f'compose) [ -n "{compose}" ] || exit 1; printf "%s\\n" "{compose}";;\nesac',
         )
 
-    def pci(self, address: str = "0000:01:00.0", vendor: str = "0x10de", kind: str = "0x030000") -> None:
-        self.file(f"/sys/bus/pci/devices/{address}/vendor", vendor + "\n")
-        self.file(f"/sys/bus/pci/devices/{address}/class", kind + "\n")
+    def pci(
+        self,
+        address: str = "0000:01:00.0",
+        vendor: str = "0x10de",
+        kind: str = "0x030000",
+        device: str = "0x2684",
+        driver: str = "",
+    ) -> None:
+        for name, text in {"vendor": vendor, "class": kind, "device": device}.items():
+            self.file(f"/sys/bus/pci/devices/{address}/{name}", text + "\n")
+        if driver:
+            place = self.root / "sys/bus/pci/drivers" / driver
+            place.mkdir(parents=True, exist_ok=True)
+            (self.root / f"sys/bus/pci/devices/{address}/driver").symlink_to(place)

@@ -7,9 +7,13 @@ import shlex
 import pytest
 from hosts import CATALOGUE, facts, gpu
 
-from generator.hostkit import doctor
-from generator.hostkit.probe import Distribution, Docker, Smi
+from generator.hostkit import doctor, engine_checks, remedies, report
+from generator.hostkit.engine import Docker
+from generator.hostkit.finding import Finding
+from generator.hostkit.nvidia import Card, Smi
+from generator.hostkit.probe import Distribution
 
+CARD = (Card("0000:01:00.0", 0x2684),)
 UBUNTU = Distribution("ubuntu", ("debian",), "24.04", "Ubuntu 24.04.3 LTS")
 FAMILIES = {
     "ubuntu": UBUNTU,
@@ -53,7 +57,7 @@ def test_a_mac_is_calm():
     [
         ("ubuntu", "ubuntu-drivers install"),
         ("mint", "ubuntu-drivers install"),
-        ("debian", "apt-get install -y nvidia-driver"),
+        ("debian", "apt-get install -y linux-headers-$(uname -r) nvidia-driver"),
         ("fedora", "dnf install -y akmod-nvidia"),
         ("rocky", "dnf install -y nvidia-open"),
         ("leap", "zypper install -y nvidia-open"),
@@ -61,7 +65,7 @@ def test_a_mac_is_calm():
     ],
 )
 def test_a_card_without_a_driver(family, command):
-    case = facts(distribution=FAMILIES[family], pci=("0000:01:00.0",))
+    case = facts(distribution=FAMILIES[family], cards=CARD)
     finding = failing(case)["driver.missing"]
     assert finding.level == "fail"
     assert "0000:01:00.0" in finding.cause
@@ -70,12 +74,12 @@ def test_a_card_without_a_driver(family, command):
 
 
 def test_an_unknown_distribution_gets_a_link_and_no_guess():
-    finding = failing(facts(distribution=Distribution("plan9"), pci=("0000:01:00.0",)))["driver.missing"]
+    finding = failing(facts(distribution=Distribution("plan9"), cards=CARD))["driver.missing"]
     assert (finding.command, finding.link[:8]) == ("", "https://")
 
 
 def test_a_driver_without_its_tool():
-    found = failing(facts(pci=("0000:01:00.0",), module="580.95.05"))
+    found = failing(facts(cards=CARD, module="580.95.05"))
     assert "nvidia-smi is not installed" in found["driver.missing"].cause
 
 
@@ -84,9 +88,9 @@ def test_a_driver_without_its_tool():
     [
         ("hangs", "driver.hangs", "reboot"),
         ("mismatch", "nvml.mismatch", "sudo reboot"),
-        ("lost", "gpu.lost", "dmesg"),
+        ("lost", "gpu.bus", "dmesg"),
         ("no-driver", "driver.missing", "ubuntu-drivers"),
-        ("permission", "nvml.mismatch", "nvidia-modprobe"),
+        ("permission", "driver.permission", "nvidia-modprobe"),
         ("failed", "driver.missing", "nvidia-smi"),
         ("blocked", "driver.missing", "nvidia-smi"),
         ("unreadable", "driver.unreadable", "nvidia-smi --query-gpu"),
@@ -95,7 +99,7 @@ def test_a_driver_without_its_tool():
 )
 def test_a_broken_driver_is_one_finding(state, check, command):
     engine = facts("4090").docker
-    found = failing(facts(smi=Smi(state), module="580.95.05", pci=("0000:01:00.0",), docker=engine))
+    found = failing(facts(smi=Smi(state), module="580.95.05", cards=CARD, docker=engine))
     assert [finding.id for finding in found.values() if finding.level == "fail"] == [check]
     assert command in found[check].command
 
@@ -105,7 +109,7 @@ def test_no_answer_is_not_the_answer_that_there_is_no_gpu(state):
     findings = {finding.id: finding for finding in examine(facts(smi=Smi(state, "\x1b" * 400)))}
     assert findings["gpu.none"].level == "skip"
     assert any(finding.level == "fail" and finding.id.startswith("driver") for finding in findings.values())
-    assert "\x1b" not in doctor.as_text(list(findings.values()))
+    assert "\x1b" not in report.as_text(doctor.grouped(list(findings.values())))
     assert all(len(finding.cause) < 300 for finding in findings.values())
 
 
@@ -125,14 +129,14 @@ def test_a_driver_that_names_no_version():
 def test_versions_that_are_none_are_no_fault_of_ours(compose, toolkit, docker):
     case = facts("4090", compose=compose, toolkit=toolkit, cdi=("/etc/cdi/nvidia.yaml",))
     examine(case._replace(docker=case.docker._replace(version=docker, runtimes=())))
-    assert doctor.has_cdi(case._replace(docker=case.docker._replace(version=docker)))
+    assert engine_checks.has_cdi(case._replace(docker=case.docker._replace(version=docker)))
 
 
 def test_names_from_the_host_are_written_out():
     odd = gpu("4090")._replace(name="RTX\x1b[31m\n\u2028")
     case = facts("4090")
     case = case._replace(smi=case.smi._replace(gpus=(odd,)))
-    for text in (doctor.as_text(examine(case), colour=False), "".join(summary(case))):
+    for text in (report.as_text(doctor.grouped(examine(case)), colour=False), "".join(summary(case))):
         assert "RTX\\x1b[31m" in text
         assert not set(text) & set("\x1b\u2028")
 
@@ -237,7 +241,7 @@ def test_cdi_is_enough():
 
 def test_cdi_files_do_not_help_an_engine_that_knows_no_cdi():
     old = PLAIN._replace(version="24.0.7")
-    assert not doctor.has_cdi(facts("4090", docker=old, cdi=("/etc/cdi/nvidia.yaml",)))
+    assert not engine_checks.has_cdi(facts("4090", docker=old, cdi=("/etc/cdi/nvidia.yaml",)))
 
 
 def test_docker_desktop_needs_no_toolkit():
@@ -309,18 +313,18 @@ def test_everything_is_said_in_one_line_each():
 
 def test_text_names_every_check_once():
     findings = examine(facts("4090", docker=Docker("down")))
-    lines = doctor.as_text(findings).splitlines()
+    lines = report.as_text(doctor.grouped(findings)).splitlines()
     for finding in findings:
-        assert sum(f" {finding.id} " in f"{line} " for line in lines) == 1
+        assert sum(f" {finding.id} " in f"{line} ".replace(",", " ") for line in lines) == 1
     assert lines[-1].startswith("1 failed")
     assert "\033" not in "\n".join(lines)
-    assert "\033" in doctor.as_text(findings, colour=True)
+    assert "\033" in report.as_text(doctor.grouped(findings), colour=True)
 
 
 def test_json_is_the_same_objects():
     findings = examine(facts("4090"))
-    assert [doctor.Finding(**row) for row in json.loads(doctor.as_json(findings))] == findings
-    assert set(json.loads(doctor.as_json(findings))[0]) == {"id", "level", "cause", "consequence", "command", "link"}
+    assert [Finding(**row) for row in json.loads(report.as_json(findings))] == findings
+    assert set(json.loads(report.as_json(findings))[0]) == {"id", "level", "cause", "consequence", "command", "link"}
 
 
 def test_colour(monkeypatch):
@@ -330,15 +334,15 @@ def test_colour(monkeypatch):
 
     monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.setenv("TERM", "xterm")
-    assert doctor.colour_wanted(Terminal())
-    assert not doctor.colour_wanted(io.StringIO())
+    assert report.colour_wanted(Terminal())
+    assert not report.colour_wanted(io.StringIO())
     monkeypatch.setenv("NO_COLOR", "1")
-    assert not doctor.colour_wanted(Terminal())
+    assert not report.colour_wanted(Terminal())
 
 
 def summary(case, torch="2.8.0"):
     answer = doctor.resolution(case, CATALOGUE, torch, "3.11")
-    return doctor.summary(case, answer, doctor.examine(case, answer, CATALOGUE, torch, "3.11"))
+    return report.summary(case, answer, doctor.examine(case, answer, CATALOGUE, torch, "3.11"))
 
 
 def test_summary_for_the_end_of_a_generation():
@@ -376,8 +380,8 @@ def test_summary_of_a_crowd_is_short():
 COMMANDS = [
     command
     for table in (
-        doctor._DRIVER, doctor._DRIVER_580, doctor._TOOLKIT, doctor._UPGRADE_TOOLKIT, doctor._DOCKER, doctor._COMPOSE,
-        doctor._SMI_PACKAGE,
+        remedies._DRIVER, remedies._DRIVER_580, remedies._TOOLKIT, remedies._UPGRADE_TOOLKIT, remedies._DOCKER,
+        remedies._COMPOSE, remedies._SMI,
     )
     for command in table.values()
 ]  # fmt: skip
@@ -385,7 +389,7 @@ COMMANDS = [
 
 @pytest.mark.parametrize("command", sorted(set(COMMANDS)))
 def test_a_folded_command_is_still_the_command(command):
-    lines = doctor._folded_command(command)
+    lines = report._folded_command(command)
     assert max(map(len, lines)) <= 110
     assert lines[0].startswith("        $ ")
     assert all(line.endswith(" \\") for line in lines[:-1])
@@ -395,7 +399,7 @@ def test_a_folded_command_is_still_the_command(command):
 
 def test_summary_leaves_out_whole_findings_and_says_so():
     case = facts(smi=Smi("unreadable", "x " * 200), docker=Docker("ok", version="1"), toolkit="", compose="1.0")
-    case = case._replace(docker_free=1, pci=("0000:01:00.0",))
+    case = case._replace(docker_free=1, cards=CARD)
     lines = summary(case)
     assert len(lines) <= 18
     full = [finding.command for finding in examine(case) if finding.level == "fail"]

@@ -50,7 +50,7 @@ def test_a_workstation(host):
         (1, "NVIDIA GeForce RTX 5090", "12.0", 32607),
     ]
     assert facts.driver == facts.module == "570.86.10"
-    assert facts.pci == ("0000:01:00.0", "0000:02:00.0")
+    assert [card.address for card in facts.cards] == ["0000:01:00.0", "0000:02:00.0"]
     assert facts.docker[:2] == ("ok", "")
     assert facts.docker.runtimes == ("nvidia", "runc")
     assert (facts.compose, facts.toolkit, facts.hook) == ("2.38.1", "1.19.1", False)
@@ -66,7 +66,7 @@ def test_a_laptop_without_anything(host):
     facts = look()
     assert facts.smi.state == "missing"
     assert facts.docker.state == "missing"
-    assert (facts.gpus, facts.pci, facts.driver, facts.compose, facts.toolkit) == ((), (), "", "", "")
+    assert (facts.gpus, facts.cards, facts.driver, facts.compose, facts.toolkit) == ((), (), "", "", "")
     assert facts.host().gpus == ()
 
 
@@ -323,7 +323,7 @@ def test_broken_files_are_no_facts(host):
     (host.root / "sys/bus/pci/devices/0000:01:00.0").mkdir(parents=True)
     (host.root / "etc/cdi").write_text("not a folder")
     facts = look()
-    assert (facts.module, facts.pci, facts.cdi, facts.distribution.id) == ("", (), (), "")
+    assert (facts.module, facts.cards, facts.cdi, facts.distribution.id) == ("", (), (), "")
 
 
 @pytest.mark.parametrize("module", ["probe", "resolve", "doctor", "setup"])

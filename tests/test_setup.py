@@ -15,11 +15,16 @@ from hosts import CATALOGUE, DescribedHost, facts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from generator.hostkit import setup
+from generator.hostkit import certificates, decision, setup
+from generator.hostkit import project as files
 from generator.hostkit.catalogue import BadRequest
-from generator.hostkit.probe import Docker, Smi
+from generator.hostkit.decision import Wishes
+from generator.hostkit.engine import Docker
+from generator.hostkit.nvidia import Card, Smi
+from generator.hostkit.project import BEGIN, END, Project
 from generator.hostkit.resolve import Gpu
-from generator.hostkit.setup import BEGIN, END, Project, Wishes
+
+CARD = (Card("0000:01:00.0", 0x2684),)
 
 ROOT = Path(__file__).parent.parent
 GPU_FILE = """# the host's GPUs
@@ -148,9 +153,9 @@ def test_cards_that_are_not_served_are_hidden(project, capsys):
     ],
 )
 def test_how_the_gpu_reaches_the_container(docker, more, accel):
-    decision = setup.decide(facts("4090", docker=docker, **more), Project("p", "2.8.0", "3.11"), Wishes(), CATALOGUE)
-    assert decision.accel == accel
-    assert decision.build.name == ("cpu" if accel == "cpu" else "cu128")
+    found = decision.decide(facts("4090", docker=docker, **more), Project("p", "2.8.0", "3.11"), Wishes(), CATALOGUE)
+    assert found.accel == accel
+    assert found.build.name == ("cpu" if accel == "cpu" else "cu128")
 
 
 def test_no_toolkit_says_the_command(project, capsys):
@@ -165,8 +170,8 @@ def test_no_toolkit_says_the_command(project, capsys):
     ("case", "said"),
     [
         (facts(), "no NVIDIA GPU here"),
-        (facts(pci=("0000:01:00.0",)), "ubuntu-drivers install"),
-        (facts(smi=Smi("hangs"), pci=("0000:01:00.0",)), "does not answer"),
+        (facts(cards=CARD), "ubuntu-drivers install"),
+        (facts(smi=Smi("hangs"), cards=CARD), "does not answer"),
         (facts(smi=Smi("mismatch")), "sudo reboot"),
         (facts("1080", driver="610.43.02"), "580 is the last branch for Pascal"),
         (facts("4090", docker=Docker("down"), toolkit=""), "daemon is not running"),
@@ -180,13 +185,15 @@ def test_the_cpu_is_never_chosen_in_silence(project, capsys, case, said):
 
 def test_cpu_index_on_arm_is_the_default_up_to_2_10():
     arm = facts(system="macos", machine="aarch64")
-    index = {t: setup.decide(arm, Project("p", t, "3.11"), Wishes(), CATALOGUE).index_url for t in ("2.10.0", "2.11.0")}
+    index = {
+        t: decision.decide(arm, Project("p", t, "3.11"), Wishes(), CATALOGUE).index_url for t in ("2.10.0", "2.11.0")
+    }
     assert index == {"2.10.0": "", "2.11.0": "https://download.pytorch.org/whl/cpu"}
 
 
 def test_auto_on_the_cpu_is_the_newest_release_with_wheels_for_this_python():
     def chosen(python):
-        return setup.decide(facts(), Project("p", "auto", python), Wishes(), CATALOGUE).build.torch
+        return decision.decide(facts(), Project("p", "auto", python), Wishes(), CATALOGUE).build.torch
 
     assert (chosen("3.11"), chosen("3.10"), chosen("3.8")) == ("2.15.0", "2.14.1", "2.4.1")
 
@@ -255,17 +262,17 @@ LINES = st.lists(
 @given(LINES)
 def test_splitting_keeps_every_byte_and_settles(lines):
     text = "\n".join(lines) + "\n"
-    own, ours = setup.split_env(text)
+    own, ours = files.split_env(text)
     assert sorted(own.splitlines() + ours.splitlines()) == sorted(text.splitlines())
     assert {"A=1", "# note", "é=ü", "X='"} & set(lines) <= set(own.splitlines())
     again = own + BEGIN + "\nDEV_UID=1\n" + END + "\n"
-    assert setup.split_env(again)[0] == own or BEGIN in own
+    assert files.split_env(again)[0] == own or BEGIN in own
 
 
 def test_compose_reads_no_name_that_a_shell_overrides_the_decision_with(project):
     run(project, facts("4090"))
-    assert set(block(project)) & set(setup.OVERRIDES) == {"COMPOSE_PROJECT_NAME"}
-    assert set(block(project)) == set(setup.KEYS)
+    assert set(block(project)) & set(decision.OVERRIDES) == {"COMPOSE_PROJECT_NAME"}
+    assert set(block(project)) == set(files.KEYS)
 
 
 def test_an_override_below_a_damaged_block_is_the_users(project):
@@ -297,7 +304,7 @@ def test_a_byte_order_mark_before_the_block(project):
     run(project, facts("4090"))
     ours = (project / ".env").read_text(encoding="utf-8")
     (project / ".env").write_text("\ufeff" + ours, encoding="utf-8")
-    assert setup.split_env("\ufeff" + ours) == ("\ufeff", ours)
+    assert files.split_env("\ufeff" + ours) == ("\ufeff", ours)
 
 
 def pipe(path):
@@ -332,7 +339,7 @@ def test_overrides_from_the_shell_come_before_those_in_env(project, monkeypatch)
 
 
 def test_the_last_line_wins_and_quotes_and_comments_do_not_count():
-    values = setup.own_values("A=1\nA = '2' # x\nB=\"c d\"\nC=a#b # c\nexport D=4\n#E=5\nF=\nG= # g\n")
+    values = files.own_values("A=1\nA = '2' # x\nB=\"c d\"\nC=a#b # c\nexport D=4\n#E=5\nF=\nG= # g\n")
     assert values == {"A": "2", "B": "c d", "C": "a#b", "D": "4", "F": "", "G": ""}
 
 
@@ -465,7 +472,7 @@ def test_the_cpu_can_always_be_asked_for(project, monkeypatch, capsys, variable,
         (facts(smi=Smi("unreadable", "\0\0oops")), "nvidia-smi answers nothing that can be read: \\x00\\x00oops"),
         (facts(smi=Smi("unreadable")), "nvidia-smi answers nothing that can be read: nothing at all"),
         (facts("4090", smi=Smi("failed", "Unknown Error")), "nvidia-smi failed: Unknown Error"),
-        (facts("4090", smi=Smi("no-devices")), "its driver does not list it"),
+        (facts("4090", smi=Smi("no-devices")), "but driver 570.86.10 does not list it"),
         (facts(smi=Smi("blocked")), "nvidia-smi failed"),
     ],
 )
@@ -628,13 +635,13 @@ def test_a_real_certificate_is_one(tmp_path):
     made = tmp_path / "ca.pem"
     command = [program, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=Corp", "-keyout", "key.pem"]
     subprocess.run([*command, "-out", made.name], cwd=tmp_path, check=True, capture_output=True)
-    (found,) = setup.certificates(made.read_bytes())
-    assert setup.certificates(found) == [found]
-    assert setup._pem(found).decode() == made.read_text()
-    assert setup.certificates((tmp_path / "key.pem").read_bytes()) == []
+    (found,) = certificates.certificates(made.read_bytes())
+    assert certificates.certificates(found) == [found]
+    assert certificates._pem(found).decode() == made.read_text()
+    assert certificates.certificates((tmp_path / "key.pem").read_bytes()) == []
     subprocess.run([program, "rsa", "-in", "key.pem", "-outform", "DER", "-out", "key.der"], cwd=tmp_path, check=True,
                    capture_output=True)  # fmt: skip
-    assert setup.certificates((tmp_path / "key.der").read_bytes()) == []
+    assert certificates.certificates((tmp_path / "key.der").read_bytes()) == []
 
 
 def cut(text):
@@ -689,14 +696,14 @@ def test_a_file_that_cannot_be_read_counts_only_when_it_is_the_one_named(project
     folder.mkdir()
     for name in ("a.pem", "key.pem"):
         (folder / name).write_text(certificate(name))
-    usual = setup._beginning
+    usual = certificates._beginning
 
     def refuse(file):
         if file.name == "key.pem":
             raise PermissionError(13, "Permission denied")
         return usual(file)
 
-    monkeypatch.setattr(setup, "_beginning", refuse)
+    monkeypatch.setattr(certificates, "_beginning", refuse)
     monkeypatch.setenv("EXTRA_CA_CERTS", str(folder))
     assert run(project, facts("4090")) == 0
     assert (project / ".devcontainer" / "host-ca.pem").read_text().count("BEGIN") == 1
@@ -706,7 +713,7 @@ def test_a_file_that_cannot_be_read_counts_only_when_it_is_the_one_named(project
 
 
 def test_a_file_that_is_too_large_is_not_read(host, project, monkeypatch, capsys, tmp_path):
-    large = certificate("large") + "#" * setup.CERTIFICATES
+    large = certificate("large") + "#" * certificates.CERTIFICATES
     host.file("/usr/local/share/ca-certificates/large.crt", large)
     (tmp_path / "large.pem").write_text(large)
     assert run(project, facts("4090")) == 0

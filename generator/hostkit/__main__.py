@@ -10,8 +10,9 @@ import sys
 from pathlib import Path
 from typing import Iterable, Sequence
 
-from . import doctor, probe, setup
+from . import decision, doctor, probe, report, setup
 from .catalogue import BadRequest, Catalogue
+from .project import needs, project_settings
 from .resolve import Gpu, Host, Resolution, check_python, check_release, resolve
 from .terminal import printable, quoted, shortened, tolerate
 
@@ -41,7 +42,7 @@ def home() -> Path:
 def add_setup(parser: argparse.ArgumentParser) -> None:
     """Options of `setup`."""
     parser.add_argument("--project", type=Path, default=home(), help="the project's root (default: this one)")
-    parser.add_argument("--accel", choices=setup.ACCELS, help="gpu, gpu-cdi or cpu instead of what is found")
+    parser.add_argument("--accel", choices=decision.ACCELS, help="gpu, gpu-cdi or cpu instead of what is found")
     parser.add_argument("--catalog", type=Path, help="another catalog.json")
     parser.set_defaults(run=lambda options: setup.run(options.project, options.accel, _catalogue(options)))
 
@@ -85,14 +86,18 @@ def _catalogue(options: argparse.Namespace) -> Catalogue:
 
 def _doctor(options: argparse.Namespace) -> int:
     catalogue = _catalogue(options)
-    pinned = setup.project_settings(options.project)
+    pinned = project_settings(options.project)
     torch, python = options.torch or pinned.torch, options.python or pinned.python
     check_release(torch, catalogue)
     check_python(python)
-    facts = probe.probe(options.project)
+    facts = probe.probe(options.project, needs=needs(options.project))
     answer = doctor.resolution(facts, catalogue, torch, python)
     findings = doctor.examine(facts, answer, catalogue, torch, python)
-    print(doctor.as_json(findings) if options.json else doctor.as_text(findings, doctor.colour_wanted(sys.stdout)))
+    print(
+        report.as_json(findings)
+        if options.json
+        else report.as_text(doctor.grouped(findings), report.colour_wanted(sys.stdout))
+    )
     return doctor.exit_status(findings)
 
 

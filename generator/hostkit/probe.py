@@ -6,82 +6,33 @@ Programs are found through PATH, files below $HOST_ROOT (default /): that is how
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import shutil
-import signal
-import subprocess
+import socket
 import sys
 import threading
 import time
 from pathlib import Path
-from typing import IO, Any, Callable, NamedTuple
+from typing import Callable, NamedTuple
 
 from .catalogue import MACHINES
+from .engine import (
+    Docker,
+    Running,
+    ask_compose,
+    ask_endpoint,
+    ask_engine,
+    ask_running,
+    ask_toolkit,
+    cdi_specs,
+    default_shm,
+    no_cgroups,
+)
+from .files import host_path, read
+from .nvidia import Card, Smi, ask_smi, cards, device_files, listed, module, nouveau, secure_boot
+from .program import LIMIT
 from .resolve import Gpu, Host
-
-LIMIT = 5.0  # seconds a program may take; a healthy nvidia-smi without persistence mode needs up to about 4
-OUTPUT = 1 << 20  # bytes that are read of what a program prints
-NAME = 96  # characters of a GPU's name; NVML_DEVICE_NAME_V2_BUFFER_SIZE
-
-# R470 and older lack compute_cap, drivers before R450 mig.mode.current: a field that is refused is left out
-QUERY = ("index", "name", "uuid", "driver_version", "memory.total", "compute_cap", "mig.mode.current")
-
-
-class Answer(NamedTuple):
-    """What a program said. `state` is ok, failed, missing, hangs or endless (it was stopped after `OUTPUT` bytes)."""
-
-    state: str
-    code: int | None = None
-    out: str = ""
-    err: str = ""
-
-    @property
-    def text(self) -> str:
-        """Everything printed; nvidia-smi and docker are not consistent about which stream carries the reason."""
-        return f"{self.out}\n{self.err}".strip()
-
-
-class Slice(NamedTuple):
-    """A MIG instance: the number of the GPU it is a part of, its profile ("3g.40gb") and its UUID ("MIG-...")."""
-
-    gpu: int
-    profile: str
-    uuid: str
-
-
-class Smi(NamedTuple):
-    """What nvidia-smi says.
-
-    `state`: ok, missing, hangs, no-driver, mismatch, no-devices, lost, blocked, permission, failed, unreadable.
-    Only "no-devices" says that there is no GPU; "unreadable" is an answer that holds no row and no known sentence.
-    `mig` are the numbers of the GPUs in MIG mode, of which CUDA uses only the `slices`.
-    """
-
-    state: str
-    message: str = ""
-    driver: str = ""
-    gpus: tuple[Gpu, ...] = ()
-    mig: tuple[int, ...] = ()
-    slices: tuple[Slice, ...] = ()
-
-
-class Docker(NamedTuple):
-    """What the engine says.
-
-    `state`: ok, missing, hangs, down, permission, failed, skipped. `kind`: docker, desktop, podman.
-    """
-
-    state: str
-    message: str = ""
-    kind: str = "docker"
-    version: str = ""
-    rootless: bool = False
-    runtimes: tuple[str, ...] = ()
-    cdi: bool = False
-    cdi_directories: tuple[str, ...] = ()
-    root: str = ""
 
 
 class Distribution(NamedTuple):
@@ -104,7 +55,7 @@ class Facts(NamedTuple):
     user: str
     smi: Smi
     module: str  # driver version of the loaded kernel module
-    pci: tuple[str, ...]  # NVIDIA display devices on the PCI bus
+    cards: tuple[Card, ...]  # NVIDIA display controllers on the PCI bus
     wsl_driver: bool  # /dev/dxg and the Windows driver's libraries are there
     docker: Docker
     compose: str  # version, "" when there is none
@@ -116,11 +67,36 @@ class Facts(NamedTuple):
     certificates: int  # files in the places for a site's own CA certificates
     proxy: str
     seconds: float
+    listed: tuple[Gpu, ...] = ()  # what the kernel module says of its GPUs: names only
+    devices: tuple[str, ...] = ()  # nvidia0, nvidiactl, nvidia-uvm in /dev
+    nouveau: bool = False
+    secure_boot: bool = False
+    endpoint: str = ""  # where the engine listens
+    running: Running = Running()
+    no_cgroups: bool = False
+    desktop_installed: bool = False  # under WSL2: Windows has Docker Desktop
+    docker_group: tuple[str, ...] | None = None  # members of the group docker; None when there is no such group
+    in_docker_group: bool = False  # this process is in it
+    selinux: str = ""  # enforcing, permissive
+    memory: int | None = None
+    memory_free: int | None = None
+    cpus: int = 0
+    cpu_quota: float | None = None  # processors that the control group grants, None for no limit
+    project_owner: int | None = None
+    shm_default: int | None = None
+    shm_wanted: int | None = None  # what this project asks for
+    busy_ports: tuple[tuple[str, int], ...] = ()  # of those the project would publish
 
     @property
     def gpus(self) -> tuple[Gpu, ...]:
-        """The GPUs the driver lists."""
-        return self.smi.gpus
+        """The GPUs that CUDA can use; one in MIG mode only when it has instances.
+
+        Without nvidia-smi those that the kernel module lists: containers get their own nvidia-smi from the toolkit.
+        """
+        if self.smi.state == "missing" and self.module:
+            return self.listed
+        parted = {one.gpu for one in self.smi.slices}
+        return tuple(gpu for gpu in self.smi.gpus if gpu.number not in self.smi.mig or gpu.number in parted)
 
     @property
     def driver(self) -> str:
@@ -130,84 +106,26 @@ class Facts(NamedTuple):
     def host(self, torch: str = "auto", python: str = "") -> Host:
         """The question for `resolve`. A Windows host runs its containers under WSL2, a Mac has no NVIDIA driver."""
         system = "wsl2" if self.system in {"wsl2", "windows"} else "linux"
-        return Host(self.driver, self.smi.gpus, system, self.machine, torch, python)
+        return Host(self.driver, self.gpus, system, self.machine, torch, python)
 
 
-def host_path(path: str) -> Path:
-    """`path` below $HOST_ROOT."""
-    return Path(os.environ.get("HOST_ROOT") or "/") / path.lstrip("/")
+class Needs(NamedTuple):
+    """What a project asks of the host: its compose project, the ports it publishes by their variables, its /dev/shm."""
+
+    project: str = ""
+    ports: tuple[tuple[str, int], ...] = ()
+    shm: int | None = None
 
 
-def ask(command: list[str], limit: float = LIMIT) -> Answer:
-    """Run a program that only reads. Never raises; past `limit` seconds it "hangs" and is killed with its children."""
-    environment = {**os.environ, "LC_ALL": "C"}
-    try:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            env=environment, start_new_session=os.name == "posix", bufsize=0,
-        )  # fmt: skip
-    except (FileNotFoundError, NotADirectoryError):
-        return Answer("missing")
-    except OSError as error:
-        return Answer("failed", None, "", f"{command[0]} cannot be run: {error.strerror}")
-    until = time.monotonic() + limit
-    chunks: list[list[bytes]] = [[], []]
-    readers = []
-    for stream, into in zip((process.stdout, process.stderr), chunks):  # noqa: B905 (Python 3.8)
-        # daemon: a pipe that something stuck in the driver holds open must not keep the interpreter alive
-        readers.append(threading.Thread(target=_drain, args=(process, stream, into), daemon=True))
-        readers[-1].start()
-    for reader in readers:
-        reader.join(max(0.0, until - time.monotonic()))
-    try:
-        if any(reader.is_alive() for reader in readers):
-            raise subprocess.TimeoutExpired(command, limit)
-        process.wait(max(0.0, until - time.monotonic()))
-    except subprocess.TimeoutExpired:
-        _kill(process)
-        return Answer("hangs")
-    for stream in (process.stdout, process.stderr):
-        if stream is not None:
-            stream.close()
-    out, err = (b"".join(one)[:OUTPUT].decode("utf-8", "replace") for one in chunks)
-    if any(sum(map(len, one)) > OUTPUT for one in chunks):
-        return Answer("endless", None, out, err)
-    return Answer("ok" if process.returncode == 0 else "failed", process.returncode, out, err)
+NOTHING = Needs()
 
 
-def _drain(process: subprocess.Popen[bytes], stream: IO[bytes], into: list[bytes]) -> None:
-    """Read a stream to its end. The program is killed when it prints more than `OUTPUT`: nobody wants to keep that."""
-    room = OUTPUT
-    with contextlib.suppress(OSError, ValueError):
-        while room >= 0:
-            chunk = stream.read(1 << 16)
-            if not chunk:
-                return
-            into.append(chunk)
-            room -= len(chunk)
-    _kill(process)
-
-
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    """Kill the whole group and do not wait long: a process stuck in the driver survives even SIGKILL."""
-    try:
-        if os.name == "posix":
-            os.killpg(process.pid, signal.SIGKILL)
-        else:
-            process.kill()
-        process.wait(timeout=0.2)
-    except (OSError, subprocess.TimeoutExpired):
-        pass
-
-
-def probe(project: Path | None = None, limit: float = LIMIT, docker: bool = True) -> Facts:
+def probe(project: Path | None = None, limit: float = LIMIT, docker: bool = True, needs: Needs = NOTHING) -> Facts:
     """Look at everything at once. Takes about as long as the slowest program, at most a little over `limit` seconds.
 
     `docker=False` leaves out the engine (state "skipped"), which is what a hook does that must not wait for it.
     """
     started = time.monotonic()
-    system = _system()
     found: dict[str, object] = {}
 
     def start(name: str, look: Callable[[], object]) -> threading.Thread:
@@ -217,17 +135,23 @@ def probe(project: Path | None = None, limit: float = LIMIT, docker: bool = True
         return thread
 
     looks: dict[str, Callable[[], object]] = {
-        "smi": lambda: _smi(limit),
+        "smi": lambda: ask_smi(limit),
         "project": lambda: _free(project or Path()),
-        "docker": lambda: _docker(limit),
-        "compose": lambda: _compose(limit),
-        "toolkit": lambda: _toolkit(limit),
+        "owner": lambda: _owner(project or Path()),
     }
-    if not docker:
-        for name in ("docker", "compose", "toolkit"):
-            del looks[name]
+    if docker:
+        looks["docker"] = lambda: ask_engine(limit)
+        looks["compose"] = lambda: ask_compose(limit)
+        looks["toolkit"] = lambda: ask_toolkit(limit)
+        looks["endpoint"] = lambda: ask_endpoint(limit)
+        looks["running"] = lambda: ask_running(needs.project, limit)
+    system = _system()
+    if system == "wsl2":  # a Windows disk, which may be slow to answer
+        looks["desktop"] = lambda: host_path("/mnt/c/Program Files/Docker/Docker/Docker Desktop.exe").exists()
     threads = [start(name, look) for name, look in looks.items()]
-    distribution, pci, certificates = _distribution(), _pci(), len(certificate_files())
+    distribution, pci, certificates = _distribution(), cards(), len(certificate_files())
+    members, is_member = _docker_group()
+    total, free = _memory()
     deadline = started + limit + 0.5
     for thread in threads:
         thread.join(max(0.0, deadline - time.monotonic()))
@@ -235,9 +159,11 @@ def probe(project: Path | None = None, limit: float = LIMIT, docker: bool = True
     smi = found.get("smi", Smi("hangs"))
     engine = found.get("docker", Docker("hangs" if docker else "skipped"))
     compose, toolkit, project_free = found.get("compose", ""), found.get("toolkit", ""), found.get("project")
-    docker_free = found.get("root")
+    running, owner = found.get("running", Running()), found.get("owner")
+    docker_free = None
     assert isinstance(smi, Smi)
     assert isinstance(engine, Docker)
+    assert isinstance(running, Running)
     if engine.root and engine.kind != "desktop":
         start("root", lambda: _free(host_path(engine.root))).join(1.0)
         docker_free = found.get("root")
@@ -249,31 +175,42 @@ def probe(project: Path | None = None, limit: float = LIMIT, docker: bool = True
         gid=os.getgid() if hasattr(os, "getgid") else None,
         user=_user(),
         smi=smi,
-        module=_module(),
-        pci=pci,
+        module=module(),
+        cards=pci,
         wsl_driver=host_path("/dev/dxg").exists() and host_path("/usr/lib/wsl/lib/libcuda.so.1").exists(),
         docker=engine,
         compose=str(compose),
         toolkit=str(toolkit),
         hook=shutil.which("nvidia-container-runtime-hook") is not None,
-        cdi=_cdi_specs(engine.cdi_directories),
+        cdi=cdi_specs(engine.cdi_directories),
         project_free=project_free if isinstance(project_free, int) else None,
         docker_free=docker_free if isinstance(docker_free, int) else None,
         certificates=certificates,
         proxy=next((os.environ[name] for name in ("HTTPS_PROXY", "https_proxy") if os.environ.get(name)), ""),
+        listed=listed(),
+        devices=device_files(),
+        nouveau=nouveau(),
+        secure_boot=secure_boot(),
+        endpoint=str(found.get("endpoint", "")),
+        running=running,
+        no_cgroups=no_cgroups(),
+        desktop_installed=bool(found.get("desktop")),
+        docker_group=members,
+        in_docker_group=is_member,
+        selinux={"1": "enforcing", "0": "permissive"}.get(read("/sys/fs/selinux/enforce").strip(), ""),
+        memory=total,
+        memory_free=free,
+        cpus=_cpus(),
+        cpu_quota=_cpu_quota(),
+        project_owner=owner if isinstance(owner, int) else None,
+        shm_default=default_shm(),
+        shm_wanted=needs.shm,
+        busy_ports=_busy(needs.ports, system),
         seconds=round(time.monotonic() - started, 3),
     )
 
 
 # The machine
-
-
-def _read(path: str, limit: int = 1 << 20) -> str:
-    try:
-        with host_path(path).open("rb") as file:
-            return file.read(limit).decode("utf-8", "replace")
-    except OSError:
-        return ""
 
 
 def _system() -> str:
@@ -282,7 +219,7 @@ def _system() -> str:
         return "macos"
     if platform in {"win32", "cygwin", "msys"}:
         return "windows"
-    return "wsl2" if "microsoft" in _read("/proc/version").lower() else "linux"
+    return "wsl2" if "microsoft" in read("/proc/version").lower() else "linux"
 
 
 def _machine() -> str:
@@ -302,7 +239,7 @@ def _user() -> str:
 
 
 def _distribution() -> Distribution:
-    text = _read("/etc/os-release") or _read("/usr/lib/os-release")
+    text = read("/etc/os-release") or read("/usr/lib/os-release")
     fields = {}
     for line in text.splitlines():
         name, equals, value = line.strip().partition("=")
@@ -320,6 +257,79 @@ def _free(path: Path) -> int | None:
     """Free bytes for this user on the file system of `path`; None when that cannot be read."""
     try:
         return shutil.disk_usage(path).free
+    except OSError:
+        return None
+
+
+def _memory() -> tuple[int | None, int | None]:
+    """(all, available) memory in bytes."""
+    fields = dict(re.findall(r"^(MemTotal|MemAvailable):\s+([0-9]{1,15}) kB$", read("/proc/meminfo"), re.MULTILINE))
+    total, free = (int(fields[name]) << 10 if name in fields else None for name in ("MemTotal", "MemAvailable"))
+    return total, free
+
+
+def _cpus() -> int:
+    """Processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _cpu_quota() -> float | None:
+    """Processors that the control group of this process or one above it grants (version 2); None for no limit."""
+    match = re.search(r"^0::(/\S*)$", read("/proc/self/cgroup"), re.MULTILINE)
+    place = match[1].strip("/") if match else ""
+    least = None
+    while True:
+        limit = re.match(r"([0-9]{1,12}) ([1-9][0-9]{0,11})\s*$", read(f"/sys/fs/cgroup/{place}/cpu.max"))
+        if limit:
+            granted = int(limit[1]) / int(limit[2])
+            least = granted if least is None else min(least, granted)
+        if not place:
+            return least
+        place = place.rpartition("/")[0]
+
+
+def _docker_group() -> tuple[tuple[str, ...] | None, bool]:
+    """(members of the group docker, whether this process is in it). Somebody added since login is not yet."""
+    match = re.search(r"^docker:[^:]*:([0-9]{1,10}):(.*)$", read("/etc/group"), re.MULTILINE)
+    if not match:
+        return None, False
+    members = tuple(name for name in match[2].split(",") if name)
+    return members, hasattr(os, "getgroups") and int(match[1]) in {*os.getgroups(), os.getgid()}
+
+
+def _busy(ports: tuple[tuple[str, int], ...], system: str) -> tuple[tuple[str, int], ...]:
+    """Those of `ports` on which something listens at 127.0.0.1 or at every address."""
+    if not ports:
+        return ()
+    listening = _listening() if system in {"linux", "wsl2"} else {port for _, port in ports if not _can_bind(port)}
+    return tuple((name, port) for name, port in ports if port in listening)
+
+
+def _listening() -> set[int]:
+    """Ports in state LISTEN (0A) of /proc/net/tcp and tcp6, for addresses a publication on 127.0.0.1 collides with."""
+    found = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        for line in read(table).splitlines():
+            match = re.match(r"\s*\d+: ([0-9A-F]{8,32}):([0-9A-F]{4}) \S+ 0A ", line)
+            if match and (match[1] in {"0100007F", "0" * 8, "0" * 32} or match[1].endswith("FFFF00000100007F")):
+                found.add(int(match[2], 16))
+    return found
+
+
+def _can_bind(port: int) -> bool:
+    with contextlib.closing(socket.socket()) as one:
+        try:
+            one.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def _owner(path: Path) -> int | None:
+    try:
+        return path.stat().st_uid
     except OSError:
         return None
 
@@ -343,247 +353,3 @@ def certificate_files() -> list[Path]:
         except OSError:
             continue
     return files
-
-
-# The GPU
-
-
-def _smi(limit: float) -> Smi:
-    program = shutil.which("nvidia-smi")
-    if program is None:  # WSL2 keeps it off the PATH of some shells
-        path = host_path("/usr/lib/wsl/lib/nvidia-smi")
-        program = str(path) if path.is_file() else None
-    if program is None:
-        return Smi("missing")
-    until = time.monotonic() + limit
-    fields = QUERY
-    while True:
-        command = [program, f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
-        answer = ask(command, max(0.1, until - time.monotonic()))
-        refused = re.search(r'Field "([a-z_.]+)" is not a valid field', answer.text)  # the whole query fails, on stdout
-        if not refused or refused[1] not in fields:
-            break
-        fields = tuple(field for field in fields if field != refused[1])
-    found = read_smi(answer, fields)
-    if found.mig:
-        listed = ask([program, "-L"], max(0.1, until - time.monotonic()))
-        found = found._replace(slices=read_slices(listed.out))
-    return found
-
-
-def read_smi(answer: Answer, fields: tuple[str, ...] = QUERY) -> Smi:
-    """What an answer to `--query-gpu=FIELDS --format=csv,noheader,nounits` says. Pure; never raises.
-
-    Rows count even when the exit status is not 0: a corrupt infoROM is one, and the GPU works.
-    """
-    rows, rest = _rows(answer.out, fields)
-    message = " ".join(f"{rest}\n{answer.err}".split())[:4000]
-    if answer.state == "endless":
-        return Smi("unreadable", message)
-    if not rows:
-        return Smi(_smi_state(answer), message)
-    gpus = tuple(
-        Gpu(
-            int(row["index"]),
-            row["name"][:NAME],
-            _capability(row.get("compute_cap", "")),
-            _mib(row["memory.total"]),
-            _known(row["uuid"]),
-        )
-        for row in rows
-    )
-    mig = tuple(int(row["index"]) for row in rows if row.get("mig.mode.current", "").lower() == "enabled")
-    return Smi("ok", message, _driver(rows[0]["driver_version"]), gpus, mig)
-
-
-def _rows(text: str, fields: tuple[str, ...]) -> tuple[list[dict[str, str]], str]:
-    """The CSV rows by field, and the lines that are none."""
-    rows, rest = [], []
-    for line in text.split("\n"):  # and at nothing else that Python takes for the end of a line
-        cells = [cell.strip() for cell in line.split(",")]
-        if len(cells) == len(fields) and re.fullmatch("[0-9]{1,4}", cells[0]):
-            rows.append(dict(zip(fields, cells)))  # noqa: B905 (Python 3.8; of one length)
-        else:
-            rest.append(line)
-    return rows, "\n".join(rest)
-
-
-def read_slices(text: str) -> tuple[Slice, ...]:
-    """The MIG instances in what `nvidia-smi -L` prints, in its order, which is CUDA's."""
-    found = []
-    gpu = -1
-    for line in text.split("\n"):
-        parent = re.match(r"GPU ([0-9]{1,4}):", line)
-        part = re.match(r"\s+MIG (\S{1,40})\s+Device\s+[0-9]{1,4}: \(UUID: (MIG-[A-Za-z0-9/-]{1,100})\)", line)
-        if parent:
-            gpu = int(parent[1])
-        elif part and gpu >= 0:
-            found.append(Slice(gpu, part[1], part[2]))
-    return tuple(found)
-
-
-def _known(cell: str) -> str:
-    """A cell, or "" for a placeholder such as [N/A], [Not Supported] or ERR!."""
-    return "" if cell.startswith("[") or cell in {"N/A", "ERR!"} else cell
-
-
-def _driver(cell: str) -> str:
-    """The driver's version; "" when the cell holds anything else."""
-    match = re.match(r"[0-9]{2,4}(\.[0-9]{1,6}){1,3}(?![0-9.])", cell)
-    return match[0] if match else ""
-
-
-def _capability(cell: str) -> str:
-    """A compute capability; "" when the cell holds anything else, so that the name tells."""
-    return cell if re.fullmatch(r"[0-9]{1,2}\.[0-9]", cell) else ""
-
-
-def _mib(cell: str) -> int | None:
-    match = re.match(r"[0-9]{1,9}(?![0-9])", cell)
-    return int(match[0]) if match else None
-
-
-_SMI_TEXTS = (
-    ("version mismatch", "mismatch"),
-    ("blocked by the operating system", "blocked"),
-    ("couldn't communicate", "no-driver"),
-    ("no devices were found", "no-devices"),
-    ("gpu is lost", "lost"),
-    ("fallen off the bus", "lost"),
-    ("insufficient permissions", "permission"),
-)
-_SMI_CODES = {4: "permission", 9: "no-driver", 15: "lost", 18: "mismatch"}  # manual of nvidia-smi
-
-
-def _smi_state(answer: Answer) -> str:
-    if answer.state in {"missing", "hangs"}:
-        return answer.state
-    text = answer.text.lower()
-    for part, state in _SMI_TEXTS:
-        if part in text:
-            return state
-    if answer.code == 0:
-        return "unreadable"
-    return _SMI_CODES.get(answer.code or 0, "failed")
-
-
-def _module() -> str:
-    match = re.search(
-        r"Kernel Module.*?\s([0-9]{2,4}\.[0-9]{1,6}(?:\.[0-9]{1,6})?)\s", _read("/proc/driver/nvidia/version") + " "
-    )
-    return match[1] if match else ""
-
-
-def _pci() -> tuple[str, ...]:
-    """Addresses of display controllers (class 03) made by NVIDIA, driver or not."""
-    found = []
-    try:
-        devices = sorted(host_path("/sys/bus/pci/devices").iterdir())
-    except OSError:
-        return ()
-    for device in devices:
-        try:
-            vendor = (device / "vendor").read_text().strip()
-            kind = (device / "class").read_text().strip()
-        except (OSError, UnicodeDecodeError):
-            continue
-        if vendor == "0x10de" and kind.startswith("0x03"):
-            found.append(device.name)
-    return tuple(found)
-
-
-# The engine
-
-
-def _docker(limit: float) -> Docker:
-    answer = ask(["docker", "info", "--format", "{{json .}}"], limit)
-    if answer.state in {"missing", "hangs"}:
-        return Docker(answer.state)
-    info = _json_object(answer.out)
-    if "host" in info and "store" in info:
-        return _podman(info)
-    errors = " ".join(map(str, info.get("ServerErrors") or []))
-    message = " ".join(f"{errors} {answer.err}".split())
-    if not info.get("ServerVersion"):
-        return Docker(_docker_state(message), message or " ".join(answer.out.split())[:300])
-    security = [str(option) for option in info.get("SecurityOptions") or []]
-    desktop = "docker desktop" in str(info.get("OperatingSystem", "")).lower()
-    devices = [str(device.get("ID", "")) for device in info.get("DiscoveredDevices") or [] if isinstance(device, dict)]
-    return Docker(
-        "ok",
-        message,
-        "desktop" if desktop else "docker",
-        str(info["ServerVersion"]),
-        any("rootless" in option for option in security),
-        tuple(sorted(info.get("Runtimes") or {})),
-        any("nvidia.com/gpu" in device for device in devices),
-        tuple(str(path) for path in info.get("CDISpecDirs") or []),
-        str(info.get("DockerRootDir") or ""),
-    )
-
-
-def _podman(info: dict[str, Any]) -> Docker:
-    """Podman behind a `docker` command: no runtimes to register, GPUs come by CDI."""
-    host, store, version = (info.get(name) for name in ("host", "store", "version"))
-    assert isinstance(host, dict)
-    security = host.get("security")
-    return Docker(
-        "ok",
-        kind="podman",
-        version=str(version.get("Version", "")) if isinstance(version, dict) else "",
-        rootless=bool(isinstance(security, dict) and security.get("rootless")),
-        root=str(store.get("graphRoot", "")) if isinstance(store, dict) else "",
-    )
-
-
-def _json_object(text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except ValueError:
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def _docker_state(message: str) -> str:
-    text = message.lower()
-    if "permission denied" in text:
-        return "permission"
-    if any(part in text for part in ("cannot connect", "failed to connect", "daemon running", "error during connect")):
-        return "down"
-    return "failed"
-
-
-def _compose(limit: float) -> str:
-    for command in (["docker", "compose", "version", "--short"], ["docker-compose", "version", "--short"]):
-        answer = ask(command, limit)
-        match = (
-            re.search(r"(?<![0-9.])([0-9]{1,4}\.[0-9]{1,4}(?![0-9])\S{0,40})", answer.out)
-            if answer.state == "ok"
-            else None
-        )
-        if match:
-            return match[1]
-    return ""
-
-
-def _toolkit(limit: float) -> str:
-    answer = ask(["nvidia-ctk", "--version"], limit)
-    if answer.state == "missing":
-        return ""
-    match = re.search(r"version ([0-9]{1,4}\.[0-9]{1,4}\.[0-9]{1,4})\b", answer.out)
-    return match[1] if match else "unknown"
-
-
-def _cdi_specs(also: tuple[str, ...]) -> tuple[str, ...]:
-    """CDI specifications for NVIDIA devices, in the two places that engines read by default and those of this one."""
-    found = []
-    for place in dict.fromkeys(("/etc/cdi", "/var/run/cdi", *also)):
-        try:
-            files = sorted(host_path(place).iterdir())
-        except OSError:
-            continue
-        for file in files:
-            path = f"{place}/{file.name}"
-            if file.suffix in {".yaml", ".yml", ".json"} and "nvidia.com/gpu" in _read(path):
-                found.append(path)
-    return tuple(found)

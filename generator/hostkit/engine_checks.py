@@ -1,0 +1,268 @@
+"""Checks of the container engine, of Compose and of the NVIDIA Container Toolkit."""
+
+from __future__ import annotations
+
+import re
+
+from . import remedies
+from .catalogue import version
+from .finding import Case, Finding, excerpt
+from .probe import Facts
+from .remedies import LINKS
+
+COMPOSE_MINIMUM = "2.17"  # below: no `additional_contexts`; the dev container tools ask for it
+ASKED = "the engine could not be asked"
+
+
+def docker_missing(case: Case) -> Finding:
+    """Whether there is a container engine."""
+    docker = case.facts.docker
+    if docker.state == "skipped":
+        return Finding("docker.missing", "skip", "the engine was not asked")
+    if docker.state == "missing" and case.facts.desktop_installed:
+        return Finding("docker.missing", "skip", "Windows has Docker Desktop, see below")
+    if docker.state == "missing":
+        command, link = remedies.docker(case.facts)
+        return Finding("docker.missing", "fail", "there is no docker command", "no container can start", command, link)
+    name = {"desktop": "Docker Desktop", "podman": "Podman"}.get(docker.kind, "Docker")
+    return Finding(
+        "docker.missing", "ok", f"{name} {docker.version}".strip() + (", rootless" if docker.rootless else "")
+    )
+
+
+def docker_integration(case: Case) -> Finding:
+    """Whether Docker Desktop serves this WSL2 distribution."""
+    facts = case.facts
+    if facts.system != "wsl2":
+        return Finding("docker.integration", "skip", "this is not WSL2")
+    if facts.docker.state == "integration" or (facts.docker.state == "missing" and facts.desktop_installed):
+        name = facts.distribution.name or "this distribution"
+        return Finding(
+            "docker.integration", "fail", f"Docker Desktop's WSL integration is off for {name}",
+            "no container can start: switch it on in Settings, Resources, WSL integration, then",
+            "wsl --shutdown", LINKS["integration"],
+        )  # fmt: skip
+    if facts.docker.state == "ok" and facts.docker.kind == "desktop":
+        return Finding("docker.integration", "ok", "Docker Desktop serves this distribution")
+    return Finding("docker.integration", "skip", "Docker Desktop is not used")
+
+
+def docker_down(case: Case) -> Finding:
+    """Whether the daemon runs and answers."""
+    docker = case.facts.docker
+    if docker.state in {"down", "hangs", "failed"}:
+        cause = {
+            "down": "the Docker daemon is not running",
+            "hangs": "the Docker daemon does not answer",
+            "failed": f"docker info failed: {excerpt(docker.message) or 'it gave no reason'}",
+        }[docker.state]
+        if remote(case.facts):
+            cause = f"the engine at {case.facts.endpoint} does not answer"
+            return Finding(
+                "docker.down", "fail", cause, "no container can start", "docker context ls", LINKS["context"]
+            )
+        command = remedies.restart_docker(case.facts)
+        return Finding("docker.down", "fail", cause, "no container can start", command, LINKS["daemon"])
+    if docker.state != "ok":
+        return Finding("docker.down", "skip", ASKED)
+    return Finding("docker.down", "ok", "the daemon answers")
+
+
+def docker_permission(case: Case) -> Finding:
+    """Whether this user may talk to the daemon."""
+    facts = case.facts
+    if facts.docker.state == "permission":
+        if facts.user and facts.docker_group and facts.user in facts.docker_group and not facts.in_docker_group:
+            return Finding(
+                "docker.permission", "fail", f"{facts.user} is in the group docker, but only from the next login on",
+                "no container can start", "newgrp docker   # in this terminal; VS Code needs a new login",
+                LINKS["docker-group"],
+            )  # fmt: skip
+        return Finding(
+            "docker.permission", "fail", "this user may not talk to the Docker daemon", "no container can start",
+            "sudo usermod -aG docker $USER && newgrp docker", LINKS["docker-group"],
+        )  # fmt: skip
+    if facts.docker.state != "ok":
+        return Finding("docker.permission", "skip", ASKED)
+    return Finding("docker.permission", "ok", "this user may use the daemon")
+
+
+def remote(facts: Facts) -> bool:
+    """Whether the engine runs on another machine."""
+    match = re.match(r"(ssh|tcp|https?)://(?:[^@/]*@)?(\[[0-9a-fA-F:]+\]|[^:/]*)", facts.endpoint)
+    return match is not None and (match[1] == "ssh" or match[2] not in {"localhost", "127.0.0.1", "[::1]", ""})
+
+
+def docker_remote(case: Case) -> Finding:
+    """Whether the engine is this machine's, whose folders and GPUs were looked at."""
+    if case.facts.docker.state != "ok":
+        return Finding("docker.remote", "skip", ASKED)
+    if remote(case.facts):
+        return Finding(
+            "docker.remote", "warn", f"the engine runs on another machine ({case.facts.endpoint})",
+            "it mounts its own folders, not these, and its GPU may be another: open the project there by Remote-SSH",
+            "docker context use default", LINKS["context"],
+        )  # fmt: skip
+    return Finding("docker.remote", "ok", "the engine is this machine's")
+
+
+def docker_rootless(case: Case) -> Finding:
+    """Whether a rootless engine is set up so that it can hand out a GPU."""
+    facts = case.facts
+    docker = facts.docker
+    if docker.state != "ok" or not docker.rootless:
+        return Finding("docker.rootless", "skip", ASKED if docker.state != "ok" else "the engine runs as root")
+    needs = case.has_gpu and docker.kind == "docker" and "nvidia" in docker.runtimes and not has_cdi(facts)
+    if needs and not facts.no_cgroups:
+        return Finding(
+            "docker.rootless", "fail", "a rootless engine may not write device rules, and the toolkit tries to",
+            "containers with a GPU do not start",
+            "sudo nvidia-ctk config --set nvidia-container-cli.no-cgroups --in-place", LINKS["rootless"],
+        )  # fmt: skip
+    return Finding("docker.rootless", "ok", "rootless: root of the container is you; memlock cannot be raised")
+
+
+def docker_userns(case: Case) -> Finding:
+    """Whether files that a container writes belong to the person outside."""
+    facts = case.facts
+    if facts.docker.state != "ok":
+        return Finding("docker.userns", "skip", ASKED)
+    if facts.docker.userns:
+        return Finding(
+            "docker.userns", "fail", "the daemon maps the users of containers to others (userns-remap)",
+            "the container could not write into this project: take \"userns-remap\" out, then restart Docker",
+            "sudoedit /etc/docker/daemon.json && " + remedies.restart_docker(facts), LINKS["userns"],
+        )  # fmt: skip
+    return Finding("docker.userns", "ok", "containers write as you")
+
+
+def compose_old(case: Case) -> Finding:
+    """Whether Compose is there and new enough."""
+    facts = case.facts
+    unasked = facts.docker.state in {"missing", "skipped", "integration"}
+    if unasked or (facts.docker.state == "hangs" and not facts.compose):
+        return Finding("compose.old", "skip", ASKED)
+    command = remedies.compose(facts)
+    if not facts.compose:
+        cause = "there is neither `docker compose` nor `docker-compose`"
+        return Finding("compose.old", "fail", cause, "no container can start", command, LINKS["compose"])
+    number = tuple(map(int, re.findall("[0-9]{1,4}", facts.compose)[:2]))
+    if number < (2,):
+        cause = f"Compose {facts.compose} is of the retired first generation"
+        return Finding("compose.old", "fail", cause, "it does not read these files", command, LINKS["compose"])
+    if number < version(COMPOSE_MINIMUM):
+        cause = f"Compose {facts.compose} is older than {COMPOSE_MINIMUM}"
+        return Finding("compose.old", "warn", cause, "the dev container tools may refuse it", command, LINKS["compose"])
+    return Finding("compose.old", "ok", f"Compose {facts.compose}")
+
+
+def has_cdi(facts: Facts) -> bool:
+    """Whether the engine can hand out GPUs by CDI. Docker before 25 knows no CDI, whatever files lie there."""
+    docker = facts.docker
+    major = re.match("[0-9]{1,4}(?![0-9])", docker.version)
+    if docker.kind == "docker" and major and int(major[0]) < 25:
+        return False
+    return docker.cdi or bool(facts.cdi)
+
+
+def _toolkit_needed(case: Case) -> str:
+    """Why the toolkit does not matter here, "" when it does."""
+    facts = case.facts
+    if not case.has_gpu or facts.system in {"macos", "windows"}:
+        return "there is no NVIDIA GPU" if not case.has_gpu else "Docker Desktop brings its own"
+    if facts.docker.kind == "desktop":
+        return "Docker Desktop brings its own"
+    if facts.docker.state != "ok":
+        return ASKED
+    return ""
+
+
+def toolkit_missing(case: Case) -> Finding:
+    """Whether the NVIDIA Container Toolkit is installed."""
+    facts = case.facts
+    because = _toolkit_needed(case)
+    if because:
+        return Finding("toolkit.missing", "skip", because)
+    if facts.toolkit or facts.hook or "nvidia" in facts.docker.runtimes or has_cdi(facts):
+        known = facts.toolkit if facts.toolkit not in {"", "unknown"} else ""
+        return Finding("toolkit.missing", "ok", f"NVIDIA Container Toolkit {known}".strip())
+    cause = "the NVIDIA Container Toolkit is not installed"
+    command = remedies.toolkit(facts)
+    return Finding("toolkit.missing", "fail", cause, "containers cannot see the GPU", command, LINKS["toolkit"])
+
+
+def toolkit_runtime(case: Case) -> Finding:
+    """Whether the engine knows the toolkit."""
+    facts = case.facts
+    because = _toolkit_needed(case)
+    if because:
+        return Finding("toolkit.runtime", "skip", because)
+    if "nvidia" in facts.docker.runtimes:
+        return Finding("toolkit.runtime", "ok", "the engine has the nvidia runtime")
+    if has_cdi(facts):
+        return Finding("toolkit.runtime", "ok", "the engine hands out the GPU by CDI")
+    if not facts.toolkit and not facts.hook:
+        return Finding("toolkit.runtime", "skip", "the toolkit is not installed")
+    link = LINKS["cdi" if facts.docker.kind == "podman" else "toolkit"]
+    if facts.docker.kind == "podman":
+        cause, level = "there is no CDI specification for the GPU, and Podman needs one", "fail"
+    elif facts.hook:  # `--gpus` still works through the hook alone, without a registered runtime
+        cause, level = "the engine does not have the nvidia runtime, only the toolkit's old hook", "warn"
+    else:
+        cause, level = "the toolkit is installed, but the engine does not have its runtime", "fail"
+    consequence = "containers cannot see the GPU" if level == "fail" else "the GPU may be lost when systemd reloads"
+    command = remedies.toolkit_setup(facts) if facts.toolkit else ""
+    return Finding("toolkit.runtime", level, cause, consequence, command, link)
+
+
+def toolkit_cdi_only(case: Case) -> Finding:
+    """Whether GPUs come by CDI alone, where tools that look for a runtime see none."""
+    facts = case.facts
+    because = _toolkit_needed(case)
+    if because:
+        return Finding("toolkit.cdi-only", "skip", because)
+    if "nvidia" in facts.docker.runtimes:
+        return Finding("toolkit.cdi-only", "ok", "not only by CDI")
+    if not has_cdi(facts):
+        return Finding("toolkit.cdi-only", "skip", "there is no CDI specification")
+    where = facts.cdi[0] if facts.cdi else "the engine's list of devices"
+    if facts.docker.kind == "docker" and not facts.docker.cdi and _major(facts.docker.version) < 28:
+        return Finding(
+            "toolkit.cdi-only", "warn", f"GPUs come only by CDI ({where}), which Docker {facts.docker.version} has off",
+            'unless /etc/docker/daemon.json has "features": {"cdi": true}, the container does not start',
+            "sudo nvidia-ctk runtime configure --runtime=docker --cdi.enabled && " + remedies.restart_docker(facts),
+            LINKS["cdi"],
+        )  # fmt: skip
+    return Finding("toolkit.cdi-only", "ok", f"GPUs come only by CDI ({where}); this project asks for them that way")
+
+
+def _major(text: str) -> int:
+    match = re.match("[0-9]{1,4}", text)
+    return int(match[0]) if match else 0
+
+
+def toolkit_vulnerable(case: Case) -> Finding:
+    """Whether the toolkit has holes that are known."""
+    facts = case.facts
+    if facts.toolkit in {"", "unknown"}:
+        return Finding(
+            "toolkit.vulnerable",
+            "skip",
+            "its version is not known" if facts.toolkit else _toolkit_needed(case) or "there is no toolkit",
+        )
+    if case.catalogue is None:
+        return Finding("toolkit.vulnerable", "skip", "there is no catalogue")
+    safe = case.catalogue.toolkit_safe
+    if version(facts.toolkit) >= version(safe):
+        return Finding("toolkit.vulnerable", "ok", f"version {facts.toolkit}, {safe} is the oldest safe one")
+    return Finding(
+        "toolkit.vulnerable", "warn", f"the toolkit {facts.toolkit} is older than {safe}",
+        f"a hostile image could leave its container ({case.catalogue.toolkit_advisory})",
+        remedies.toolkit_upgrade(facts), LINKS["advisories"],
+    )  # fmt: skip
+
+
+CHECKS = (
+    docker_missing, docker_integration, docker_down, docker_permission, docker_remote, docker_rootless, docker_userns,
+    compose_old, toolkit_missing, toolkit_runtime, toolkit_cdi_only, toolkit_vulnerable,
+)  # fmt: skip

@@ -1,0 +1,91 @@
+"""Running other programs that only read, with a limit on their time and on what is kept of what they print."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import threading
+import time
+from typing import IO, NamedTuple
+
+LIMIT = 5.0  # seconds a program may take; a healthy nvidia-smi without persistence mode needs up to about 4
+OUTPUT = 1 << 20  # bytes that are read of what a program prints
+
+
+class Answer(NamedTuple):
+    """What a program said. `state` is ok, failed, missing, hangs or endless (it was stopped after `OUTPUT` bytes)."""
+
+    state: str
+    code: int | None = None
+    out: str = ""
+    err: str = ""
+
+    @property
+    def text(self) -> str:
+        """Everything printed; nvidia-smi and docker are not consistent about which stream carries the reason."""
+        return f"{self.out}\n{self.err}".strip()
+
+
+def ask(command: list[str], limit: float = LIMIT) -> Answer:
+    """Run a program that only reads. Never raises; past `limit` seconds it "hangs" and is killed with its children."""
+    environment = {**os.environ, "LC_ALL": "C"}
+    try:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            env=environment, start_new_session=os.name == "posix", bufsize=0,
+        )  # fmt: skip
+    except (FileNotFoundError, NotADirectoryError):
+        return Answer("missing")
+    except OSError as error:
+        return Answer("failed", None, "", f"{command[0]} cannot be run: {error.strerror}")
+    until = time.monotonic() + limit
+    chunks: list[list[bytes]] = [[], []]
+    readers = []
+    for stream, into in zip((process.stdout, process.stderr), chunks):  # noqa: B905 (Python 3.8)
+        # daemon: a pipe that something stuck in the driver holds open must not keep the interpreter alive
+        readers.append(threading.Thread(target=_drain, args=(process, stream, into), daemon=True))
+        readers[-1].start()
+    for reader in readers:
+        reader.join(max(0.0, until - time.monotonic()))
+    try:
+        if any(reader.is_alive() for reader in readers):
+            raise subprocess.TimeoutExpired(command, limit)
+        process.wait(max(0.0, until - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        _kill(process)
+        return Answer("hangs")
+    for stream in (process.stdout, process.stderr):
+        if stream is not None:
+            stream.close()
+    out, err = (b"".join(one)[:OUTPUT].decode("utf-8", "replace") for one in chunks)
+    if any(sum(map(len, one)) > OUTPUT for one in chunks):
+        return Answer("endless", None, out, err)
+    return Answer("ok" if process.returncode == 0 else "failed", process.returncode, out, err)
+
+
+def _drain(process: subprocess.Popen[bytes], stream: IO[bytes], into: list[bytes]) -> None:
+    """Read a stream to its end. The program is killed when it prints more than `OUTPUT`: nobody wants to keep that."""
+    room = OUTPUT
+    with contextlib.suppress(OSError, ValueError):
+        while room >= 0:
+            chunk = stream.read(1 << 16)
+            if not chunk:
+                return
+            into.append(chunk)
+            room -= len(chunk)
+    _kill(process)
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """Kill the whole group and do not wait long: a process stuck in the driver survives even SIGKILL."""
+    try:
+        if os.name == "posix":
+            os.killpg(process.pid, signal.SIGKILL)
+        else:
+            process.kill()
+        process.wait(timeout=0.2)
+    except (OSError, subprocess.TimeoutExpired):
+        pass
