@@ -36,8 +36,13 @@ GIT_PLACES = {
 }
 
 
+class CannotRun(Exception):
+    """This host cannot run the project, and the answers want none then. Holds the lines that say why."""
+
+
 def main(answers: Mapping[str, Any]) -> None:
     """Complete the project in the current directory, or exit 1 with a sentence: cookiecutter then removes it."""
+    tolerate(sys.stdout, sys.stderr)
     project = Path.cwd()
     try:
         install_hostkit(project)
@@ -47,10 +52,14 @@ def main(answers: Mapping[str, Any]) -> None:
     # Beside the host check, which waits for other programs too.
     tracking = Thread(target=link_and_track, args=(project, answers))
     tracking.start()
-    words = closing_words(project, answers)
+    try:
+        words = closing_words(project, answers)
+    except CannotRun as refusal:
+        tracking.join()
+        because = "because host_check is strict and this host cannot run it; host_check=advise makes it anyway"
+        sys.exit("\n".join(["", f"No project was made, {because}:", *(f"  {line}" for line in refusal.args[0]), ""]))
     tracking.join()
     # A name that the terminal's encoding lacks, or a reader that went away (`| head`), must not cost the project.
-    tolerate(sys.stdout)
     try:
         print("\n".join(words), flush=True)
     except BrokenPipeError:
@@ -169,26 +178,36 @@ def closing_words(project: Path, answers: Mapping[str, Any]) -> list[str]:
 
 
 def host_words(answers: Mapping[str, Any]) -> list[str]:
-    """The host check in short. A fault of ours in it must not cost the user the project."""
+    """The host check in short. A fault of ours in it must not cost the user the project.
+
+    Raises CannotRun when the answers say that a host which cannot run the project gets none.
+    """
+    # cruft sets `_commit`: it renders the project again for an update, which may happen on any machine.
+    strict = answers.get("host_check") == "strict" and "_commit" not in answers
     try:
         # Inside the guard, with everything that they import.
         from generator.hostkit import decision, doctor, probe, report  # noqa: PLC0415
         from generator.hostkit.catalogue import Catalogue  # noqa: PLC0415
+        from generator.hostkit.program import LIMIT  # noqa: PLC0415
         from generator.hostkit.project import Project  # noqa: PLC0415
 
         catalogue = Catalogue.read(ROOT / "generator" / "catalog.json")
         # Without asking the container engine, which takes longer than everything else here: nothing of it decides the
-        # build, and it is looked at when the container opens.
-        facts = probe.probe(limit=PATIENCE, docker=False)
+        # build, and it is looked at when the container opens. Who is strict wants it looked at now.
+        facts = probe.probe(limit=LIMIT if strict else PATIENCE, docker=strict)
         torch, python = str(answers["torch_version"]), str(answers["python_version"])
         answer = doctor.resolution(facts, catalogue, torch, python)
-        words = report.summary(facts, answer, doctor.examine(facts, answer, catalogue, torch, python))
+        findings = doctor.examine(facts, answer, catalogue, torch, python)
+        words = report.summary(facts, answer, findings)
         if not facts.gpus:
             decided = decision.decide(facts, Project(torch=torch, python=python), decision.Wishes(), catalogue)
             words.append(printable(decided.summary.replace("torch ", "torch   ", 1)))
-        return words
+        failed = strict and doctor.exit_status(findings) != 0
     except Exception as error:
         return [
             f"This host could not be checked ({type(error).__name__}: {error}).",
             "It is looked at again when the container opens.",
         ]
+    if failed:
+        raise CannotRun(words)
+    return words

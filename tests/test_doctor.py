@@ -5,12 +5,12 @@ import json
 import shlex
 
 import pytest
-from hosts import CATALOGUE, facts, gpu
+from hosts import CATALOGUE, facts, gpu, slice_uuid
 
 from generator.hostkit import doctor, engine_checks, remedies, report
-from generator.hostkit.engine import Docker
+from generator.hostkit.engine import Docker, Running
 from generator.hostkit.finding import Finding
-from generator.hostkit.nvidia import Card, Smi
+from generator.hostkit.nvidia import Card, Slice, Smi
 from generator.hostkit.probe import Distribution
 
 CARD = (Card("0000:01:00.0", 0x2684),)
@@ -411,3 +411,200 @@ def test_a_card_by_its_name_alone():
     case = facts("1080", driver="470.256.02")
     case = case._replace(smi=case.smi._replace(gpus=(gpu("1080", 0, ""),)))
     assert "nvidia-driver-580" in failing(case, "2.8.0")["driver.too-old"].command
+
+
+# What each situation is told apart by
+
+
+def only(case, level="fail", torch="auto"):
+    """The one finding of that level."""
+    found = [finding for finding in examine(case, torch) if finding.level == level]
+    assert len(found) == 1, found
+    return found[0]
+
+
+def without_driver(*cards, **changes):
+    """A machine with an engine and toolkit whose card has no NVIDIA driver loaded."""
+    return facts("4090")._replace(**{"smi": Smi("missing"), "module": "", "cards": cards or CARD, **changes})
+
+
+def test_nouveau_is_named_and_kept_away():
+    held = without_driver(Card("0000:01:00.0", 0x2684, "nouveau"), nouveau=True)
+    found = {finding.id: finding for finding in examine(held)}
+    assert found["driver.nouveau"].level == "fail"
+    assert "ubuntu-drivers" in found["driver.nouveau"].command
+    installed = held._replace(smi=Smi("no-driver"), distribution=FAMILIES["fedora"])
+    finding = only(installed)
+    assert finding.id == "driver.nouveau"
+    assert "blacklist nouveau" in finding.command
+    assert "dracut --force" in finding.command
+
+
+def test_a_card_set_aside_for_virtual_machines():
+    finding = only(without_driver(Card("0000:01:00.0", 0x2684, "vfio-pci")))
+    assert "vfio-pci" in finding.cause
+
+
+def test_secure_boot_is_thought_of():
+    finding = only(without_driver(smi=Smi("no-driver"), secure_boot=True))
+    assert "Secure Boot" in finding.cause
+
+
+@pytest.mark.parametrize(
+    ("family", "command"),
+    [
+        ("ubuntu", "nvidia-driver-580"),
+        ("debian", "nvidia-driver"),
+        ("fedora", "akmod-nvidia-580xx"),
+        ("rocky", "nvidia-driver:580-dkms"),
+        ("leap", "nvidia-driver-G06"),
+        ("endeavour", "nvidia-580xx-dkms"),
+    ],
+)
+def test_an_old_card_without_a_driver_gets_its_last_branch(family, command):
+    pascal = Card("0000:01:00.0", 0x1B06)  # GTX 1080 Ti
+    finding = only(without_driver(pascal, distribution=FAMILIES[family]))
+    assert finding.id == "driver.missing"
+    assert command in finding.command
+    assert "open" not in finding.command  # the open kernel modules begin with Turing
+    unlisted = facts("4090")._replace(smi=Smi("no-devices"), module="610.43.02", cards=(pascal,))
+    assert "580" in only(unlisted).consequence
+
+
+def test_rhel_10_has_no_module_streams():
+    ten = Distribution("rhel", (), "10.1", "Red Hat Enterprise Linux 10.1")
+    assert only(without_driver(distribution=ten)).command == "sudo dnf install -y nvidia-open && sudo reboot"
+
+
+def test_gpus_are_known_without_nvidia_smi():
+    by_name = tuple(one._replace(capability="", memory_mib=None) for one in (gpu("4090", 0), gpu("3090", 1)))
+    case = facts("4090")._replace(smi=Smi("missing"), listed=by_name)
+    assert doctor.resolution(case, CATALOGUE).status == "ok"
+    assert only(case, "warn").id == "driver.missing"
+    assert doctor.exit_status(examine(case)) == 0
+
+
+def test_mig_without_instances_is_no_gpu():
+    case = facts("A100")
+    bare = case._replace(smi=case.smi._replace(mig=(0,)))
+    assert bare.gpus == ()
+    finding = only(bare)
+    assert (finding.id, "nvidia-smi -i 0 -mig 0" in finding.command) == ("gpu.mig", True)
+    one = bare._replace(smi=bare.smi._replace(slices=(Slice(0, "3g.40gb", slice_uuid(0, 0)),)))
+    assert [g.number for g in one.gpus] == [0]
+    assert not failing(one)
+
+
+def test_one_bare_gpu_beside_others_is_a_warning():
+    case = facts("A100", "A100")
+    case = case._replace(smi=case.smi._replace(mig=(0,)))
+    assert [g.number for g in case.gpus] == [1]
+    assert only(case, "warn").id == "gpu.mig"
+
+
+WSL = {"system": "wsl2", "distribution": UBUNTU, "wsl_driver": True, "module": "", "cards": ()}
+
+
+@pytest.mark.parametrize("docker", [Docker("integration"), Docker("missing")])
+def test_wsl_without_docker_desktops_integration(docker):
+    finding = only(
+        facts("4090", driver="581.60", **{**WSL, "docker": docker, "desktop_installed": True, "toolkit": ""})
+    )
+    assert finding.id == "docker.integration"
+    assert "Ubuntu 24.04" in finding.cause
+    assert "WSL integration" in finding.consequence
+
+
+def test_wsl_with_neither_docker_nor_desktop_installs_docker():
+    finding = only(facts("4090", driver="581.60", **{**WSL, "docker": Docker("missing"), "toolkit": ""}))
+    assert (finding.id, "docker.io" in finding.command) == ("docker.missing", True)
+
+
+def test_a_group_that_counts_from_the_next_login():
+    denied = facts("4090", docker=Docker("permission"))
+    assert "usermod -aG docker" in only(denied).command
+    added = denied._replace(docker_group=("ada", "bob"), in_docker_group=False)
+    assert "next login" in only(added).cause
+    assert "usermod" not in only(added).command
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "away"),
+    [
+        ("", False), ("unix:///var/run/docker.sock", False), ("npipe:////./pipe/docker_engine", False),
+        ("tcp://127.0.0.1:2375", False), ("tcp://localhost:2375", False), ("tcp://[::1]:2375", False),
+        ("ssh://ada@gpu1", True), ("tcp://10.0.0.7:2376", True),
+    ],
+)  # fmt: skip
+def test_an_engine_elsewhere(endpoint, away):
+    assert ("docker.remote" in failing(facts("4090", endpoint=endpoint))) == away
+
+
+def test_rootless_engines():
+    docker = facts("4090").docker._replace(rootless=True)
+    assert only(facts("4090", docker=docker)).id == "docker.rootless"
+    assert not failing(facts("4090", docker=docker, no_cgroups=True))
+    assert not failing(facts("4090", docker=docker._replace(cdi=True, version="28.3.0")))
+
+
+def test_mapped_users():
+    docker = facts("4090").docker._replace(userns=True)
+    assert set(failing(facts("4090", docker=docker))) == {"docker.userns"}
+    assert set(failing(facts("4090", docker=docker, uid=70000))) == {"docker.userns", "user.id"}
+
+
+@pytest.mark.parametrize(
+    ("uid", "owner", "level"),
+    [(1001, 1001, "ok"), (10654321, 1, "ok"), (2**31, 1, "fail"), (0, 0, "warn"), (0, 7, "ok")],
+)
+def test_who_the_container_runs_as(uid, owner, level):
+    found = {finding.id: finding for finding in examine(facts("4090", uid=uid, project_owner=owner))}
+    assert found["user.id"].level == level
+
+
+@pytest.mark.parametrize(
+    ("engine", "cdi", "level"),
+    [
+        (Docker("ok", version="28.3.0", runtimes=("runc",), cdi=True), (), "ok"),
+        (Docker("ok", version="28.3.0", runtimes=("runc",)), ("/etc/cdi/nvidia.yaml",), "ok"),
+        (Docker("ok", version="26.1.0", runtimes=("runc",)), ("/etc/cdi/nvidia.yaml",), "warn"),
+        (Docker("ok", version="26.1.0", runtimes=("runc",), cdi=True), ("/etc/cdi/nvidia.yaml",), "ok"),
+        (Docker("ok", version="5.4.0", kind="podman"), ("/etc/cdi/nvidia.yaml",), "ok"),
+    ],
+)
+def test_gpus_by_cdi_alone(engine, cdi, level):
+    found = {finding.id: finding for finding in examine(facts("4090", docker=engine, cdi=cdi))}
+    assert found["toolkit.cdi-only"].level == level
+    assert "CDI" in found["toolkit.cdi-only"].cause
+
+
+def test_a_container_that_lost_its_gpu():
+    lost = facts("4090", running=Running("0123456789ab", "lost", "Failed to initialize NVML: Unknown Error"))
+    finding = only(lost)
+    assert finding.id == "gpu.lost"
+    assert "--force-recreate" in finding.command
+    assert not failing(facts("4090", running=Running("0123456789ab", "ok")))
+
+
+def test_memory():
+    assert not failing(facts("4090", memory=32 << 30))
+    assert "free -h" in only(facts("4090", memory=4 << 30), "warn").command
+    small = Docker("ok", kind="desktop", version="28", memory=2 << 30)
+    assert "Docker Desktop more" in only(facts("4090", docker=small, memory=64 << 30), "warn").consequence
+    assert "wslconfig" in only(facts("4090", driver="581.60", **{**WSL, "memory": 3 << 30}), "warn").command
+
+
+def test_other_limits_of_the_host():
+    assert only(facts("4090", cpus=64, cpu_quota=4.0), "warn").cause == "this session may use 4 of 64 processors"
+    assert only(facts("4090", shm_wanted=64 << 20), "warn").id == "shm"
+    assert not failing(facts("4090", shm_wanted=8 << 30, memory=8 << 30))
+    busy = only(facts("4090", busy_ports=(("TENSORBOARD_PORT", 6006),)), "warn")
+    assert busy.id == "ports.busy"
+    assert "TENSORBOARD_PORT=6007" in busy.consequence
+    assert not failing(facts("4090", selinux="enforcing"))
+
+
+def test_skipped_checks_are_told_by_their_reason():
+    text = report.as_text(doctor.grouped(examine(facts())))
+    assert text.count("because there is no NVIDIA GPU") == 2  # once for each group
+    assert max(map(len, text.splitlines())) <= 112

@@ -17,6 +17,7 @@ from allpairspy import AllPairs
 from conftest import ROOT, Bake, run
 from cookiecutter.exceptions import FailedHookException
 from cookiecutter.main import cookiecutter
+from hosts import DescribedHost
 
 from generator import answers
 from hooks.pre_gen_project import python_bounds
@@ -26,6 +27,7 @@ tomllib = pytest.importorskip("tomllib", reason="Python 3.10 has no TOML reader"
 CHOICES = {key: value for key, value in answers.questions().items() if isinstance(value, list)}
 # Two sizes, so that the size takes part in the pairs too.
 CHOICES["image_size"] = ["640", "1280"]
+del CHOICES["host_check"]  # strict depends on the host at hand: see the described ones below
 
 
 def works(row: list[str]) -> bool:
@@ -294,3 +296,46 @@ def test_a_terminal_without_the_characters_and_a_reader_that_leaves(tmp_path: Pa
     done = run("bash", "-o", "pipefail", "-c", command, cwd=tmp_path, env={"PYTHONIOENCODING": "ascii"})
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "mao-detector/.devcontainer/hostkit/__main__.py").is_file()
+
+
+def engine(host: DescribedHost) -> None:
+    host.docker(ServerVersion="28.3.0", Runtimes={"runc": {}, "nvidia": {}}, OperatingSystem="Ubuntu 24.04")
+    host.says("nvidia-ctk", "NVIDIA Container Toolkit CLI version 1.20.0\n")
+
+
+@pytest.mark.parametrize("folder", [ROOT, ROOT / "template"])
+def test_a_strict_host_check_makes_no_project_that_cannot_run(tmp_path, monkeypatch, capfd, folder):
+    host = DescribedHost(tmp_path, monkeypatch)
+    host.nvidia_smi("470.256.02", "5090")
+    engine(host)
+    strict = {"host_check": "strict"}
+    with pytest.raises(FailedHookException):
+        cookiecutter(str(folder), no_input=True, extra_context=strict, output_dir=str(tmp_path / "out"))
+    said = capfd.readouterr().err
+    assert "host_check is strict" in said
+    assert "driver 470.256.02 is too old for torch 2.8.0" in said
+    assert not list((tmp_path / "out").iterdir())
+    made = cookiecutter(str(folder), no_input=True, extra_context={}, output_dir=str(tmp_path / "out"))
+    assert Path(made, "compose.yaml").exists()
+    # an update with cruft renders the same answers on whatever machine it is run
+    update = {**strict, "_commit": "0" * 40}
+    assert Path(cookiecutter(str(folder), no_input=True, extra_context=update, output_dir=str(tmp_path))).exists()
+
+
+@pytest.mark.parametrize("cards", [("5090",), ()])
+def test_a_strict_host_check_lets_a_fit_host_go_on(tmp_path, monkeypatch, cards):
+    host = DescribedHost(tmp_path, monkeypatch)
+    if cards:
+        host.nvidia_smi("580.95.05", *cards)
+    engine(host)
+    made = cookiecutter(str(ROOT), no_input=True, extra_context={"host_check": "strict"}, output_dir=str(tmp_path))
+    assert Path(made, ".devcontainer", "hostkit", "probe.py").exists()
+
+
+def test_a_strict_host_check_asks_the_engine_too(tmp_path, monkeypatch, capfd):
+    host = DescribedHost(tmp_path, monkeypatch)
+    host.nvidia_smi("580.95.05", "5090")
+    host.docker(ServerErrors=["Cannot connect to the Docker daemon at unix:///var/run/docker.sock."])
+    with pytest.raises(FailedHookException):
+        cookiecutter(str(ROOT), no_input=True, extra_context={"host_check": "strict"}, output_dir=str(tmp_path / "out"))
+    assert "systemctl restart docker" in capfd.readouterr().err

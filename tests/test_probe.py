@@ -1,6 +1,7 @@
 """Facts about described machines: fake programs on PATH and files below HOST_ROOT."""
 
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ import pytest
 from hosts import DescribedHost
 
 from generator.hostkit import probe
+from generator.hostkit.project import needs
 
 ROOT = Path(__file__).parent.parent
 DAEMON_DOWN = "Cannot connect to the Docker daemon at unix:///var/run/docker.sock. Is the docker daemon running?"
@@ -354,3 +356,194 @@ def test_facts_do_not_depend_on_the_language(host, monkeypatch):
     host.program("nvidia-smi", '[ "$LC_ALL" = C ] && echo "0, Tesla T4, GPU-1, 535.183.01, 15360, 7.5, [N/A]"')
     assert len(look().gpus) == 1
     assert os.environ["LC_ALL"] == "de_DE.UTF-8"
+
+
+# The GPU without nvidia-smi
+
+
+def test_gpus_by_the_kernel_modules_own_list(host):
+    host.file("/sys/module/nvidia/version", "580.95.05\n")
+    for address, model in (("0000:02:00.0", "NVIDIA GeForce RTX 3090"), ("0000:01:00.0", "NVIDIA GeForce RTX 4090")):
+        text = f"Model: \t\t {model}\nIRQ:   \t\t 126\nGPU UUID: \t GPU-1\nVideo BIOS: \t 95.02\n"
+        host.file(f"/proc/driver/nvidia/gpus/{address}/information", text)
+    host.file("/proc/driver/nvidia/gpus/0000:03:00.0/information", "\0\xff")
+    facts = look()
+    assert (facts.module, facts.driver) == ("580.95.05", "580.95.05")
+    assert [(gpu.number, gpu.name) for gpu in facts.gpus] == [
+        (0, "NVIDIA GeForce RTX 4090"),
+        (1, "NVIDIA GeForce RTX 3090"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.183.01  Sun May 12 19:39:15 UTC 2024",
+        "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  535.183.01  Release Build  (dvs-builder@U22)",
+        "NVRM version: NVIDIA UNIX Open Kernel Module for aarch64  535.183.01  Release Build",
+    ],
+)
+def test_the_module_by_its_proc_file(host, line):
+    host.file("/proc/driver/nvidia/version", f"{line}\nGCC version:  gcc version 11.4.0\n")
+    assert look().module == "535.183.01"
+
+
+def test_cards_on_the_bus(host):
+    host.pci("0000:01:00.0", device="0x1b06", driver="nouveau")
+    host.pci("0000:02:00.0", device="nonsense")
+    host.file("/sys/module/nouveau/refcnt", "1")
+    facts = look()
+    assert [tuple(card) for card in facts.cards] == [
+        ("0000:01:00.0", 0x1B06, "nouveau"),
+        ("0000:02:00.0", 0, ""),
+    ]
+    assert facts.nouveau
+
+
+@pytest.mark.parametrize(("content", "on"), [(b"\x06\0\0\0\x01", True), (b"\x06\0\0\0\0", False), (b"", False)])
+def test_secure_boot(host, content, on):
+    host.file("/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c", "").write_bytes(content)
+    assert look().secure_boot is on
+
+
+def test_device_files(host):
+    for name in ("nvidia0", "nvidiactl", "nvidia-uvm", "nvidia-uvm-tools", "null"):
+        host.file(f"/dev/{name}", "")
+    assert look().devices == ("nvidia-uvm", "nvidia0", "nvidiactl")
+
+
+def test_mig_instances(host):
+    host.nvidia_smi("570.133.20", "A100", "A100", mig={0: ("3g.40gb", "3g.40gb"), 1: ()})
+    facts = look()
+    assert facts.smi.mig == (0, 1)
+    assert [(one.gpu, one.profile, one.uuid[:4]) for one in facts.smi.slices] == [(0, "3g.40gb", "MIG-")] * 2
+    assert [gpu.number for gpu in facts.gpus] == [0]
+
+
+def test_both_optional_fields_may_be_refused(host):
+    host.nvidia_smi("418.226.00", "V100", refuses=("compute_cap", "mig.mode.current"))
+    facts = look()
+    assert (facts.gpus[0].name, facts.gpus[0].capability, facts.driver) == ("Tesla V100-SXM2-16GB", "", "418.226.00")
+
+
+# The engine
+
+
+def test_the_context_and_where_it_leads(host, monkeypatch):
+    host.program(
+        "docker",
+        'case "$1" in info) echo \'{"ServerVersion": "28.0", "ClientInfo": {"Context": "lab"}, "MemTotal": 8,'
+        ' "NCPU": 2, "SecurityOptions": ["name=userns", "name=selinux"]}\';; context) echo "ssh://ada@gpu1";; esac',
+    )
+    facts = look()
+    assert (facts.docker.context, facts.endpoint) == ("lab", "ssh://ada@gpu1")
+    assert (facts.docker.memory, facts.docker.cpus, facts.docker.userns, facts.docker.selinux) == (8, 2, True, True)
+    monkeypatch.setenv("DOCKER_HOST", "tcp://10.0.0.7:2376")
+    assert look().endpoint == "tcp://10.0.0.7:2376"
+
+
+def test_docker_desktops_stand_in_under_wsl(host):
+    host.file("/proc/version", "Linux version 5.15.90.1-microsoft-standard-WSL2\n")
+    host.says(
+        "docker",
+        err="\nThe command 'docker' could not be found in this WSL 2 distro.\n"
+        "We recommend to activate the WSL integration in Docker Desktop settings.\n",
+        code=1,
+    )
+    host.file("/mnt/c/Program Files/Docker/Docker/Docker Desktop.exe", "")
+    facts = look()
+    assert (facts.docker.state, facts.desktop_installed) == ("integration", True)
+
+
+def running(host, requests, said, code=0):
+    return host.program(
+        "docker",
+        f'case "$1" in ps) echo "$*" >"{host.root}/asked"; echo 0123456789ab;; inspect) echo \'{requests}\';;'
+        f' exec) printf "%s\\n" "{said}"; exit {code};; esac',
+    )
+
+
+@pytest.mark.parametrize(
+    ("requests", "said", "code", "state"),
+    [
+        ("null", "", 0, ""),
+        ('[{"Driver": "nvidia"}]', "GPU 0: NVIDIA A10 (UUID: GPU-1)", 0, "ok"),
+        ('[{"Driver": "nvidia"}]', "Failed to initialize NVML: Unknown Error", 255, "lost"),
+        ('[{"Driver": "cdi"}]', "nvidia-smi: not found", 127, "failed"),
+    ],
+)
+def test_the_running_container(host, requests, said, code, state):
+    running(host, requests, said, code)
+    assert look().running.id == ""
+    facts = look(needs=probe.Needs("lab-ada-123456"))
+    assert (facts.running.id, facts.running.gpu) == ("0123456789ab", state)
+    assert "com.docker.compose.project=lab-ada-123456" in (host.root / "asked").read_text()
+
+
+def test_configuration_files_of_engine_and_toolkit(host):
+    facts = look()
+    assert (facts.shm_default, facts.no_cgroups) == (None, False)
+    host.file("/etc/docker/daemon.json", '{"default-shm-size": "2G"}')
+    config = "[nvidia-container-cli]\n#no-cgroups = false\nno-cgroups = true\n"
+    host.file("/etc/nvidia-container-runtime/config.toml", config)
+    facts = look()
+    assert (facts.shm_default, facts.no_cgroups) == (2 << 30, True)
+    host.file("/etc/docker/daemon.json", "{")
+    assert look().shm_default is None
+
+
+# Limits of this host and this person
+
+
+def test_memory_processors_and_quota(host):
+    host.file("/proc/meminfo", "MemTotal:       16384 kB\nMemFree: 1 kB\nMemAvailable:   8192 kB\n")
+    host.file("/proc/self/cgroup", "0::/user.slice/user-1001.slice/session-3.scope\n")
+    host.file("/sys/fs/cgroup/user.slice/user-1001.slice/cpu.max", "400000 100000\n")
+    host.file("/sys/fs/cgroup/user.slice/user-1001.slice/session-3.scope/cpu.max", "max 100000\n")
+    facts = look()
+    assert (facts.memory, facts.memory_free, facts.cpu_quota) == (16 << 20, 8 << 20, 4.0)
+    assert facts.cpus >= 1
+    host.file("/sys/fs/cgroup/user.slice/user-1001.slice/cpu.max", "0 0\n")
+    assert look().cpu_quota is None
+
+
+def test_the_docker_group(host):
+    assert look().docker_group is None
+    host.file("/etc/group", f"root:x:0:\ndocker:x:{os.getgid()}:ada,bob\n")
+    facts = look()
+    assert (facts.docker_group, facts.in_docker_group) == (("ada", "bob"), True)
+    host.file("/etc/group", "docker:x:999999999:\n")
+    facts = look()
+    assert (facts.docker_group, facts.in_docker_group) == ((), False)
+
+
+def test_ports_that_are_taken(host):
+    head = "  sl  local_address rem_address   st tx_queue\n"
+    rows = (
+        "   0: 0100007F:1776 00000000:0000 0A 00000000\n"  # 127.0.0.1:6006, listening
+        "   1: 0100007F:22B8 0100007F:1776 01 00000000\n"  # 8888, an established connection
+        "   2: 0700000A:1F90 00000000:0000 0A 00000000\n"  # 10.0.0.7:8080
+    )
+    host.file("/proc/net/tcp", head + rows)
+    host.file("/proc/net/tcp6", f"{head}   0: {'0' * 32}:0016 {'0' * 32}:0000 0A 0\n")
+    asked = (("TENSORBOARD_PORT", 6006), ("JUPYTER_PORT", 8888), ("SERVE_PORT", 8080), ("SSH_PORT", 22))
+    assert look(needs=probe.Needs(ports=asked)).busy_ports == (("TENSORBOARD_PORT", 6006), ("SSH_PORT", 22))
+
+
+def test_a_real_port_that_is_taken():
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        one.listen()
+        port = one.getsockname()[1]
+        assert probe.probe(docker=False, needs=probe.Needs(ports=(("P", port),))).busy_ports == (("P", port),)
+
+
+def test_what_a_project_asks_of_its_host(tmp_path, monkeypatch):
+    assert needs(tmp_path) == probe.Needs()
+    text = (ROOT / "template/{{cookiecutter.project_slug}}/compose.yaml").read_text()
+    (tmp_path / "compose.yaml").write_text(text)
+    assert needs(tmp_path) == probe.Needs("", (("TENSORBOARD_PORT", 6006),), 8 << 30)
+    (tmp_path / ".env").write_text("COMPOSE_PROJECT_NAME=lab\nTENSORBOARD_PORT=7000\nSHM_SIZE=64m\n")
+    assert needs(tmp_path) == probe.Needs("lab", (("TENSORBOARD_PORT", 7000),), 64 << 20)
+    monkeypatch.setenv("TENSORBOARD_PORT", "none")
+    assert needs(tmp_path).ports == ()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hosts import CATALOGUE, DescribedHost, facts
+from hosts import CATALOGUE, DescribedHost, facts, gpu, slice_uuid
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,8 +19,8 @@ from generator.hostkit import certificates, decision, setup
 from generator.hostkit import project as files
 from generator.hostkit.catalogue import BadRequest
 from generator.hostkit.decision import Wishes
-from generator.hostkit.engine import Docker
-from generator.hostkit.nvidia import Card, Smi
+from generator.hostkit.engine import Docker, Running
+from generator.hostkit.nvidia import Card, Slice, Smi
 from generator.hostkit.project import BEGIN, END, Project
 from generator.hostkit.resolve import Gpu
 
@@ -844,3 +844,71 @@ def test_a_decision_that_changed_is_said_once(project, capsys):
     assert "'Rebuild Container'" in out
     assert run(project, facts("4090")) == 0
     assert said not in capsys.readouterr().out
+
+
+# MIG, lost GPUs, engines with limits
+
+
+def mig(*profiles, cards=("A100",), number=0):
+    case = facts(*cards)
+    slices = tuple(Slice(number, profile, slice_uuid(number, place)) for place, profile in enumerate(profiles))
+    return case._replace(smi=case.smi._replace(mig=(number,), slices=slices))
+
+
+def test_a_gpu_in_mig_mode_without_instances_trains_on_the_cpu(project, capsys):
+    assert run(project, mig()) == 0
+    assert block(project)["LAB_TORCH_BUILD"] == "cpu"
+    assert "nvidia-smi -i 0 -mig 0" in capsys.readouterr().out
+
+
+def test_mig_instances_are_used_and_named(project, capsys):
+    assert run(project, mig("3g.40gb")) == 0
+    assert "MIG" not in capsys.readouterr().out
+    assert run(project, mig("3g.40gb", "3g.40gb")) == 0
+    assert f"CUDA_VISIBLE_DEVICES={slice_uuid(0, 0)} chooses it" in capsys.readouterr().out
+    (project / ".env").write_text(f"CUDA_VISIBLE_DEVICES={slice_uuid(0, 1)}\n")
+    assert run(project, mig("3g.40gb", "3g.40gb")) == 0
+    assert "chooses it" not in capsys.readouterr().out
+    assert slice_uuid(0, 1) in (project / ".devcontainer/compose.local.yaml").read_text()
+
+
+def test_mig_beside_a_card_that_is_left_out_is_named_by_uuid(project):
+    case = mig("7g.80gb", cards=("A100", "K80"))
+    assert run(project, case) == 0
+    assert f'CUDA_VISIBLE_DEVICES: "{slice_uuid(0, 0)}"' in (project / ".devcontainer/compose.local.yaml").read_text()
+
+
+def test_a_container_that_lost_its_gpu_is_said_when_it_opens(project, capsys):
+    assert run(project, facts("4090", running=Running("0123456789ab", "lost"))) == 0
+    assert "docker compose up --detach --force-recreate dev" in capsys.readouterr().out
+
+
+def test_a_rootless_engine_that_writes_device_rules(project, capsys):
+    docker = facts("4090").docker._replace(rootless=True)
+    assert run(project, facts("4090", docker=docker)) == 0
+    assert "no-cgroups" in capsys.readouterr().out
+    assert block(project)["DEV_UID"] == "0"
+
+
+def test_gpus_without_nvidia_smi(project, capsys):
+    listed = tuple(one._replace(capability="", memory_mib=None) for one in (gpu("1080 Ti"),))
+    case = facts("1080 Ti", smi=Smi("missing"), listed=listed, driver="535.183.01")
+    assert run(project, case) == 0
+    assert block(project)["LAB_TORCH_BUILD"] == "cu126"
+    assert "GTX 1080 Ti, driver 535.183.01" in capsys.readouterr().out
+
+
+def test_a_stuck_nvidia_smi_can_be_overridden(project, capsys):
+    listed = (gpu("5090")._replace(capability=""),)
+    case = facts("5090", smi=Smi("hangs"), listed=listed)
+    assert run(project, case) == 0
+    assert block(project)["LAB_TORCH_BUILD"] == "cpu"
+    assert "does not answer" in capsys.readouterr().out
+    assert run(project, case, accel="gpu") == 0
+    assert block(project)["LAB_TORCH_BUILD"] == "cu128"
+
+
+def test_what_the_last_time_was_is_named(project, capsys):
+    assert run(project, facts("4090")) == 0
+    assert run(project, facts("1080")) == 0
+    assert "differs from the last time (torch 2.8.0+cu128)" in capsys.readouterr().out

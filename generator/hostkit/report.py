@@ -134,11 +134,30 @@ def _folded(label: str, text: str) -> list[str]:
 
 
 def _folded_command(command: str) -> list[str]:
-    """A command for a POSIX shell, going on after a backslash: never within quotation marks, where it would count."""
+    """A command for a POSIX shell, going on after a backslash: never within quotation marks, where it would count.
+
+    It is broken before `&&`, `||` and `|`, and elsewhere only where one part is longer than a line.
+    """
     lines = ["        $"]
-    for word in re.findall(r"""(?:[^\s'"]|'[^']*'|"[^"]*")+""", printable(command)):
-        if len(lines[-1]) + 1 + len(word) + 2 > WIDTH:
-            lines[-1] += " \\"
-            lines.append("         ")
-        lines[-1] += f" {word}"
+
+    def fits(words: list[str]) -> bool:
+        return len(" ".join([lines[-1], *words])) + 2 <= WIDTH
+
+    for part in _parts(re.findall(r"""(?:[^\s'"]|'[^']*'|"[^"]*")+""", printable(command))):
+        whole = len(" ".join(["         ", *part])) + 2 <= WIDTH
+        for place, word in enumerate(part):
+            if not fits(part if whole and place == 0 else [word]):
+                lines[-1] += " \\"
+                lines.append("         ")
+            lines[-1] += f" {word}"
     return lines
+
+
+def _parts(words: list[str]) -> list[list[str]]:
+    """The words of a command in runs that begin with its operators."""
+    parts: list[list[str]] = [[]]
+    for word in words:
+        if word in {"&&", "||", "|"} and parts[-1]:
+            parts.append([])
+        parts[-1].append(word)
+    return parts
