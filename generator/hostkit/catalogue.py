@@ -36,6 +36,14 @@ class Build(NamedTuple):
     default: bool
 
 
+class Need(NamedTuple):
+    """What a build asks of the driver on one GPU: at least `oldest`; where set, a branch before `gone_from`."""
+
+    oldest: str
+    gone_from: int | None
+    by_ptx: bool  # the driver compiles it; else machine code is there
+
+
 class Branch(NamedTuple):
     """The last driver branch of an architecture; `gone_from` is the first branch that no longer knows it."""
 
@@ -91,8 +99,10 @@ class Catalogue:
             "wsl2": {row["cuda"]: (row["windows"], version(row["windows"])) for row in data["floors"]},
         }
         self._packaged = {
-            "linux": {row["toolkit"]: version(row["linux"]) for row in data["toolkits"]},
-            "wsl2": {row["toolkit"]: version(row["windows"]) for row in data["toolkits"] if row["windows"]},
+            "linux": {row["toolkit"]: (row["linux"], version(row["linux"])) for row in data["toolkits"]},
+            "wsl2": {
+                row["toolkit"]: (row["windows"], version(row["windows"])) for row in data["toolkits"] if row["windows"]
+            },
         }
         self._branches = [
             (row["major"], row["minor_below"], Branch(row["architecture"], row["last"], row["gone_from"]))
@@ -262,9 +272,22 @@ class Catalogue:
             if build.cuda is None or not any(ptx <= compute for ptx in build.ptx):
                 return False
             needed = packaged.get("{}.{}".format(*build.cuda))
-            return needed is not None and driver >= needed
+            return needed is not None and driver >= needed[1]
 
         return self._memoised(("ptx", machine, system, compute, driver), machine, compiles)
+
+    def need(self, build: Build, system: str, compute: tuple[int, int]) -> Need | None:
+        """The drivers with which a build runs on a GPU of this capability; None when it holds no code for it."""
+        if build.cuda is None:
+            return None
+        branch = self.branch(compute)
+        gone_from = branch.gone_from if branch else None
+        if any(self._executes(build, sm, compute) for sm in build.sass):
+            return Need(self.floors[system][build.cuda[0]][0], gone_from, False)
+        packaged = self._packaged[system].get("{}.{}".format(*build.cuda))
+        if packaged and any(ptx <= compute for ptx in build.ptx):
+            return Need(packaged[0], gone_from, True)
+        return None
 
     def runs(self, build: Build, machine: str, system: str, driver: str, gpus: Iterable[tuple[str, str]]) -> bool:
         """Whether a build runs on all GPUs, each (printed capability, name): the rule of `resolve` for one."""
