@@ -77,6 +77,12 @@ others are on PyTorch's own. Releases before {numpy_2} work with NumPy 1 only. *
 
 {builds_aarch64}
 
+### Not counted
+
+Announced or built, but nobody looked into the wheel, or for it on the index; or known not to be there.
+
+{not_counted}
+
 ## Sources
 
 *verified*: read from a primary source. *secondary*: a third party's copy or quote of one. *unverified*: memory or
@@ -97,6 +103,7 @@ def page(data: dict[str, Any], catalogue: Catalogue) -> str:
         "floors": markdown(*_floors(data)),
         "branches": markdown(*_last_branches(data)),
         "advisories": markdown(*_advisories(data)),
+        "not_counted": markdown(*_not_counted(data)),
         "sources": "\n".join(f"- **{name}**: {_literal(text)}" for name, text in data["sources"].items()),
     }
     for machine in ("x86_64", "aarch64"):
@@ -190,6 +197,21 @@ def _builds(data: dict[str, Any], machine: str, catalogue: Catalogue) -> Table:
     heading, rows = build_rows(asked, catalogue)
     return (*heading, "known from"), [
         (*cells, origins[build.torch, build.name]) for build, cells in zip(builds(asked, catalogue), rows, strict=True)
+    ]
+
+
+def _not_counted(data: dict[str, Any]) -> Table:
+    return ("torch", "build", "machine", "published", "known from"), [
+        (
+            release["torch"],
+            row["build"],
+            row["machine"],
+            "no" if row["published"] is False else "not known",
+            _origin(row),
+        )
+        for release in reversed(data["releases"])
+        for row in release["builds"]
+        if row["published"] is not True
     ]
 
 
