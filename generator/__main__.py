@@ -1,4 +1,4 @@
-"""`python -m generator new | doctor | resolve | catalog | options`: the template without leaving the repository."""
+"""`python -m generator new | doctor | resolve | matrix | catalog | options`: what the repository itself can do."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from .hostkit.__main__ import add_doctor, add_resolve
-from .hostkit.catalogue import BadRequest
+from .hostkit.catalogue import BadRequest, Catalogue
 from .hostkit.terminal import printable, tolerate
+from .matrix import add_matrix
 
 ROOT = Path(__file__).resolve().parent.parent
 QUESTIONS = ROOT / "template" / "cookiecutter.json"
@@ -32,7 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_resolve(
         commands.add_parser("resolve", help="the torch build for GPUs and a driver; 0 ok, 1 partial or impossible")
     )
-    _add_catalog(commands.add_parser("catalog", help="check catalog.yaml and rewrite catalog.json"))
+    add_matrix(commands.add_parser("matrix", help="every torch build, or which run on a GPU with a driver"))
+    _add_catalog(commands.add_parser("catalog", help="check catalog.yaml and rewrite catalog.json and docs/matrix.md"))
     options = commands.add_parser("options", help="print the questions of the template as a Markdown table")
     options.set_defaults(run=lambda _: _options())
     tolerate(sys.stdout, sys.stderr)
@@ -124,26 +126,30 @@ def _template(path: Path) -> dict[str, Any]:
 
 
 def _add_catalog(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--check", action="store_true", help="write nothing; exit status 1 when catalog.json is stale")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit status 1 when a file is stale")
     parser.set_defaults(run=_catalog)
 
 
 def _catalog(options: argparse.Namespace) -> int:
-    from . import catalog  # noqa: PLC0415 (PyYAML, which only this command needs)
+    from . import catalog, matrix_page  # noqa: PLC0415 (PyYAML, which only this command needs)
 
     try:
-        text = catalog.compile_catalog(catalog.load())
+        data = catalog.load()
     except catalog.BadCatalog as error:
         raise BadRequest(str(error)) from None
-    current = catalog.COMPILED.read_text(encoding="utf-8") if catalog.COMPILED.exists() else ""
-    if options.check:
-        if current != text:
-            print("generator: catalog.json is stale: run python -m generator catalog.", file=sys.stderr)
-        return int(current != text)
-    if current != text:
-        catalog.COMPILED.write_text(text, encoding="utf-8", newline="\n")
-    print(f"{catalog.COMPILED.name}: {'rewritten' if current != text else 'up to date'}")
-    return 0
+    compiled = catalog.compile_catalog(data)
+    page = matrix_page.page(data, Catalogue(json.loads(compiled)))
+    stale = 0
+    for path, text in ((catalog.COMPILED, compiled), (matrix_page.PAGE, page)):
+        current = path.read_text(encoding="utf-8") if path.exists() else ""
+        if options.check and current != text:
+            print(f"generator: {path.name} is stale: run python -m generator catalog.", file=sys.stderr)
+            stale = 1
+        elif not options.check:
+            if current != text:
+                path.write_text(text, encoding="utf-8", newline="\n")
+            print(f"{path.name}: {'rewritten' if current != text else 'up to date'}")
+    return stale
 
 
 # options

@@ -44,22 +44,54 @@ def check(data: Any) -> None:
             where = f"{table}: {_title(table, row)}"
             _fields(row, where, {**fields, **_ORIGIN})
             _known_sources(row, where, sources)
-    _fields(data["container_toolkit"], "container_toolkit", {"safe": _VERSION, "advisory": str, **_ORIGIN})
     _unique(data["gpus"], "gpus", "name")
+    _unique(data["first_toolkits"], "first_toolkits", "capability")
+    _check_first_toolkits(data["first_toolkits"], {row["toolkit"] for row in data["toolkits"] if row["update"] == 0})
+    _unique(data["advisories"], "advisories", "cve")
+    _check_advisories(data["advisories"])
     _unique(data["releases"], "releases", "torch")
     _check_releases(data["releases"], sources, {row["cuda"] for row in data["floors"]})
+
+
+def _check_first_toolkits(rows: list[dict[str, Any]], toolkits: set[str]) -> None:
+    for row in rows:
+        if row["toolkit"] not in toolkits:
+            raise BadCatalog(
+                f"first_toolkits: capability {row['capability']}: toolkits has no {row['toolkit']} with update: 0."
+            )
+
+
+def _check_advisories(rows: list[dict[str, Any]]) -> None:
+    if not rows:
+        raise BadCatalog("advisories is empty: the newest row names the oldest safe container toolkit.")
+    for row in rows:
+        if row["severity"] is not None and not 0 <= row["severity"] <= 10:
+            raise BadCatalog(
+                f"advisories: cve {row['cve']}: severity is {row['severity']}, a CVSS score is 0.0 to 10.0."
+            )
+    order = [_numbers(row["fixed"]) for row in rows]
+    for older, newer, row in zip(order, order[1:], rows[1:], strict=False):
+        if newer < older:
+            raise BadCatalog(
+                f"advisories: cve {row['cve']}: fixed {row['fixed']} comes after a newer one: sort by fixed."
+            )
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(part) for part in version.split(".")]
 
 
 def _check_releases(releases: list[dict[str, Any]], sources: set[str], majors: set[int]) -> None:
     for release in releases:
         _check_release(release, sources, majors)
-    order = [[int(part) for part in release["torch"].split(".")] for release in releases]
+    order = [_numbers(release["torch"]) for release in releases]
     if order != sorted(order):
         raise BadCatalog("releases are not ordered: put them oldest first.")
 
 
 def _check_release(release: dict[str, Any], sources: set[str], majors: set[int]) -> None:
     where = f"releases: torch {release['torch']}"
+    _known_sources(release, where, sources)
     if set(release["default"]) != set(MACHINES):
         raise BadCatalog(f"{where}: default names {list(release['default'])}, it needs x86_64 and aarch64.")
     for machine, missing in (release.get("not_on") or {}).items():
@@ -107,23 +139,29 @@ class _Pattern(str):
 
 _VERSION = _Pattern(r"\d+(\.\d+){0,3}")
 _PYTHON = _Pattern(r"3\.\d+t?")
+_CAPABILITY = _Pattern(r"\d+\.\d")
 _TOP: dict[str, Any] = {
     "as_of": datetime.date, "index_base": _Pattern(r"https://\S+[^/]"), "sources": dict, "floors": list,
-    "toolkits": list, "branches": list, "jetson": list, "container_toolkit": dict, "releases": list, "gpus": list,
+    "toolkits": list, "branches": list, "first_toolkits": list, "jetson": list, "advisories": list, "releases": list,
+    "gpus": list,
 }  # fmt: skip
 _ORIGIN: dict[str, Any] = {"status": STATUS, "sources": list}
 _TABLES: dict[str, dict[str, Any]] = {
     "floors": {"cuda": int, "linux": _VERSION, "windows": _VERSION},
     "toolkits": {"toolkit": _Pattern(r"\d+\.\d+"), "update": int, "linux": _VERSION, "windows": (None, _VERSION)},
     "branches": {"major": int, "minor_below?": int, "architecture": str, "last": int, "gone_from": int},
-    "jetson": {"capability": _Pattern(r"\d+\.\d"), "family_code_from": (None, _VERSION)},
+    "first_toolkits": {"capability": _CAPABILITY, "toolkit": _Pattern(r"\d+\.\d+")},
+    "jetson": {"capability": _CAPABILITY, "family_code_from": (None, _VERSION)},
+    "advisories": {
+        "cve": _Pattern(r"CVE-\d{4}-\d{4,}"), "fixed": _VERSION, "severity": (None, float), "note": (None, str),
+    },
     "gpus": {
-        "name": str, "capability": _Pattern(r"\d+\.\d"), "memory_gib": int, "architecture": str, "class": str,
+        "name": str, "capability": _CAPABILITY, "memory_gib": int, "architecture": str, "class": str,
     },
 }  # fmt: skip
 _RELEASE: dict[str, Any] = {
     "torch": _Pattern(r"\d+\.\d+\.\d+"), "date": datetime.date, "torchvision": _Pattern(r"\d+\.\d+\.\d+"),
-    "python": list, "not_on?": dict, "default": dict, "builds": list,
+    "python": list, "not_on?": dict, "default": dict, "numpy?": (1,), "builds": list, **_ORIGIN,
 }  # fmt: skip
 _BUILD: dict[str, Any] = {
     "build": _Pattern(r"cu\d{3}|cpu"), "machine": MACHINES, "sass": list, "ptx": list,
@@ -132,7 +170,8 @@ _BUILD: dict[str, Any] = {
 
 
 def _title(table: str, row: Any) -> str:
-    key = {"floors": "cuda", "toolkits": "toolkit", "branches": "major", "jetson": "capability", "gpus": "name"}[table]
+    keys = {"floors": "cuda", "toolkits": "toolkit", "branches": "major", "advisories": "cve", "gpus": "name"}
+    key = keys.get(table, "capability")
     return f"{key} {row.get(key, '(missing)')}" if isinstance(row, dict) else repr(row)
 
 
@@ -166,7 +205,9 @@ def _fits(value: Any, kind: Any) -> bool:
 
 def _expected(kind: Any) -> str:
     if isinstance(kind, _Pattern):
-        return "a quoted string such as " + {_VERSION: '"580.65.06"', _PYTHON: '"3.11"'}.get(kind, f"/{kind}/")
+        return "a quoted string such as " + {_VERSION: '"580.65.06"', _PYTHON: '"3.11"', _CAPABILITY: '"8.6"'}.get(
+            kind, f"/{kind}/"
+        )
     if isinstance(kind, tuple):
         return " or ".join(_expected(one) for one in kind)
     return kind.__name__ if isinstance(kind, type) else str(kind)
@@ -183,9 +224,8 @@ def _known_sources(row: dict[str, Any], where: str, sources: set[str]) -> None:
 def _unique(rows: list[dict[str, Any]], table: str, key: str) -> None:
     if table == "releases":
         for row in rows:
-            _fields(
-                row, f"releases: torch {row.get('torch', '(missing)') if isinstance(row, dict) else row!r}", _RELEASE
-            )
+            name = row.get("torch", "(missing)") if isinstance(row, dict) else repr(row)
+            _fields(row, f"releases: torch {name}", _RELEASE)
     seen = set()
     for row in rows:
         if row[key] in seen:
@@ -199,11 +239,13 @@ def compile_catalog(data: dict[str, Any]) -> str:
     Only published builds are kept; of each toolkit the newest update, because it is not known which one a wheel used.
     """
     newest = {row["toolkit"]: row for row in sorted(data["toolkits"], key=lambda row: int(row["update"]))}
+    first = {row["toolkit"]: row for row in data["toolkits"] if row["update"] == 0}
     releases = [
         {
             "torch": release["torch"],
             "date": str(release["date"]),
             "torchvision": release["torchvision"],
+            **({"numpy": release["numpy"]} if "numpy" in release else {}),
             "python": {
                 machine: [p for p in release["python"] if p not in (release.get("not_on") or {}).get(machine, [])]
                 for machine in MACHINES
@@ -230,14 +272,22 @@ def compile_catalog(data: dict[str, Any]) -> str:
             }
             for row in data["branches"]
         ],
+        "first_branches": [
+            {
+                "capability": row["capability"],
+                "linux": _branch(first[row["toolkit"]]["linux"]),
+                "windows": _branch(first[row["toolkit"]]["windows"]),
+            }
+            for row in data["first_toolkits"]
+        ],
         "jetson": [{key: row[key] for key in ("capability", "family_code_from")} for row in data["jetson"]],
+        "advisories": [[row["cve"], row["fixed"]] for row in data["advisories"]],
         "releases": releases,
         "gpus": sorted([row["name"], row["capability"], row["memory_gib"]] for row in data["gpus"]),
     }
     head = {
         "as_of": str(data["as_of"]),
         "index_base": data["index_base"],
-        "container_toolkit": {key: data["container_toolkit"][key] for key in ("safe", "advisory")},
     }
     lines = ["{"]
     lines += [f"{json.dumps(key)}: {json.dumps(value)}," for key, value in head.items()]
@@ -245,3 +295,8 @@ def compile_catalog(data: dict[str, Any]) -> str:
         body = ",\n".join(json.dumps(row, separators=(",", ":"), ensure_ascii=False) for row in rows)
         lines += [f"{json.dumps(name)}: [", body, "]," if name != "gpus" else "]"]
     return "\n".join([*lines, "}"]) + "\n"
+
+
+def _branch(driver: str | None) -> int | None:
+    """The branch of a driver version: 570 for "570.26"."""
+    return int(driver.split(".")[0]) if driver else None

@@ -13,6 +13,7 @@ from generator.hostkit.catalogue import BadRequest, Catalogue
 
 DATA = catalog.load()
 RELEASES = {release["torch"]: release for release in DATA["releases"]}
+CATALOGUE = Catalogue.read()
 
 
 def test_catalog_json_is_not_stale():
@@ -95,6 +96,49 @@ def test_the_newest_update_of_a_toolkit_counts():
     assert (packaged["12.9"], packaged["13.0"], packaged["11.8"]) == ("575.57.08", "580.95.05", "520.61.05")
 
 
+def test_numpy_1_ends_with_torch_2_3():
+    assert {name for name in RELEASES if CATALOGUE.numpy_1_only(name)} == {
+        name for name in RELEASES if [int(part) for part in name.split(".")] < [2, 3]
+    }
+    assert not CATALOGUE.numpy_1_only("2.99.0")
+
+
+def test_a_toolkit_still_has_what_newer_ones_mended():
+    every = [row["cve"] for row in DATA["advisories"]]
+    assert CATALOGUE.advisories("1.12.0") == every
+    assert CATALOGUE.advisories("1.17.4") == ["CVE-2025-23266", "CVE-2025-23267", "CVE-2026-24260"]
+    assert CATALOGUE.advisories("1.17.8") == ["CVE-2026-24260"]
+    assert CATALOGUE.advisories("1.19.0") == [CATALOGUE.toolkit_advisory] == ["CVE-2026-24260"]
+    assert CATALOGUE.advisories(CATALOGUE.toolkit_safe) == CATALOGUE.advisories("1.20.0") == []
+    with pytest.raises(ValueError, match="unknown"):
+        CATALOGUE.advisories("unknown")
+
+
+def test_capabilities_that_the_catalogue_knows():
+    assert all(CATALOGUE.known(compute) for compute in [(3, 5), (8, 7), (10, 3), (11, 0), (12, 1)])
+    assert not any(CATALOGUE.known(compute) for compute in [(2, 0), (9, 9), (13, 0)])
+
+
+def test_every_gpu_by_the_name_that_nvidia_smi_prints():
+    rows = CATALOGUE.gpu_names()
+    assert len(rows) == len(DATA["gpus"])
+    assert ("NVIDIA GeForce RTX 5090", (12, 0), 32768) in rows
+    assert all(CATALOGUE.by_name(name) == (compute, mib) for name, compute, mib in rows)
+
+
+def test_the_branch_of_the_first_toolkit():
+    assert CATALOGUE.first_branch((12, 0), "linux") == 570
+    assert CATALOGUE.first_branch((8, 6), "wsl2") == 456
+    assert CATALOGUE.first_branch((11, 0), "wsl2") is None
+    assert CATALOGUE.first_branch((6, 1), "linux") is None
+
+
+@pytest.mark.parametrize("compute", [(5, 3), (6, 2), (7, 2), (8, 7), (10, 1)])
+def test_integrated_gpus_run_no_code_of_a_lower_minor_capability(compute):
+    built = CATALOGUE.members("aarch64", CATALOGUE.with_sass("aarch64", compute))
+    assert all(compute in build.sass or (compute == (8, 7) and build.cuda >= (13, 2)) for build in built)
+
+
 def broken(change):
     data = copy.deepcopy(DATA)
     change(data)
@@ -133,6 +177,22 @@ def release(data, torch="2.8.0"):
         (lambda d: release(d).update(not_on={"aarch64": ["3.20"]}), "not_on"),
         (lambda d: d["releases"].reverse(), "oldest first"),
         (lambda d: d["floors"].pop(), "floors has no row for CUDA 13"),
+        (lambda d: release(d).update(numpy=2), "torch 2.8.0: numpy is 2, expected 1"),
+        (lambda d: release(d).update(numpy=True), "numpy is True"),
+        (lambda d: release(d).pop("status"), "torch 2.8.0: status is missing"),
+        (lambda d: release(d).update(sources=[]), "torch 2.8.0: status verified needs a source"),
+        (lambda d: release(d).update(sources=["RUMOUR"]), "torch 2.8.0: source 'RUMOUR' is not explained"),
+        (lambda d: d["advisories"][0].update(cve="NVIDIAScape"), "advisories: cve NVIDIAScape: cve is 'NVIDIAScape'"),
+        (lambda d: d["advisories"][0].update(fixed=1.16), "advisories: cve CVE-2024-0132: fixed is 1.16"),
+        (lambda d: d["advisories"][0].update(severity="high"), "severity is 'high', expected None or float"),
+        (lambda d: d["advisories"][0].update(severity=90.0), "CVE-2024-0132: severity is 90.0, a CVSS score"),
+        (lambda d: d["advisories"][0].pop("note"), "CVE-2024-0132: note is missing"),
+        (lambda d: d["advisories"].append(d["advisories"][0]), "advisories: CVE-2024-0132 is there twice"),
+        (lambda d: d["advisories"].reverse(), "CVE-2025-23267: fixed 1.17.8 comes after a newer one"),
+        (lambda d: d["advisories"].clear(), "advisories is empty"),
+        (lambda d: d["first_toolkits"][0].update(toolkit="12.7"), "8.0: toolkits has no 12.7 with update: 0"),
+        (lambda d: d["first_toolkits"][0].update(capability="sm_80"), "is 'sm_80', expected a quoted string"),
+        (lambda d: d["first_toolkits"].append(d["first_toolkits"][0]), "first_toolkits: 8.0 is there twice"),
     ],
 )
 def test_a_bad_row_is_explained_by_name(change, said):
@@ -163,7 +223,12 @@ PLACES = [
     ["floors", 0, "cuda"],
     ["toolkits", 2, "sources"],
     ["jetson"],
-    ["container_toolkit"],
+    ["advisories"],
+    ["advisories", 0],
+    ["advisories", 0, "severity"],
+    ["advisories", 3, "fixed"],
+    ["first_toolkits", 0, "toolkit"],
+    ["releases", 17, "numpy"],
     ["sources"],
     ["releases", 3],
     ["releases", 17, "default"],

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Iterable, NamedTuple
 
@@ -33,6 +34,14 @@ class Build(NamedTuple):
     sass: tuple[tuple[int, int], ...]
     ptx: tuple[tuple[int, int], ...]
     default: bool
+
+
+class Need(NamedTuple):
+    """What a build asks of the driver on one GPU: at least `oldest`; where set, a branch before `gone_from`."""
+
+    oldest: str
+    gone_from: int | None
+    by_ptx: bool  # the driver compiles it; else machine code is there
 
 
 class Branch(NamedTuple):
@@ -67,6 +76,7 @@ def capability(text: str) -> tuple[int, int] | None:
     return major, minor
 
 
+@lru_cache(maxsize=64)
 def cuda_of(build: str) -> tuple[int, int] | None:
     """`"cu128"` -> (12, 8), `"cpu"` -> None."""
     match = re.fullmatch(r"cu(\d{2})(\d)", build)
@@ -79,27 +89,36 @@ class Catalogue:
     def __init__(self, data: dict[str, Any]) -> None:
         self.as_of: str = data["as_of"]
         self.index_base: str = data["index_base"]
-        self.toolkit_safe: str = data["container_toolkit"]["safe"]
-        self.toolkit_advisory: str = data["container_toolkit"]["advisory"]
+        self._advisories = [(cve, fixed, version(fixed)) for cve, fixed in data["advisories"]]  # oldest first
+        self.toolkit_advisory: str
+        self.toolkit_safe: str
+        self.toolkit_advisory, self.toolkit_safe, _ = self._advisories[-1]
         self.releases: dict[str, dict[str, Any]] = {row["torch"]: row for row in reversed(data["releases"])}
         self.floors: dict[str, dict[int, tuple[str, tuple[int, ...]]]] = {
             "linux": {row["cuda"]: (row["linux"], version(row["linux"])) for row in data["floors"]},
             "wsl2": {row["cuda"]: (row["windows"], version(row["windows"])) for row in data["floors"]},
         }
         self._packaged = {
-            "linux": {row["toolkit"]: version(row["linux"]) for row in data["toolkits"]},
-            "wsl2": {row["toolkit"]: version(row["windows"]) for row in data["toolkits"] if row["windows"]},
+            "linux": {row["toolkit"]: (row["linux"], version(row["linux"])) for row in data["toolkits"]},
+            "wsl2": {
+                row["toolkit"]: (row["windows"], version(row["windows"])) for row in data["toolkits"] if row["windows"]
+            },
         }
         self._branches = [
             (row["major"], row["minor_below"], Branch(row["architecture"], row["last"], row["gone_from"]))
             for row in data["branches"]
         ]
+        self._first_branches = {
+            version(row["capability"]): {"linux": row["linux"], "wsl2": row["windows"]}
+            for row in data["first_branches"]
+        }
         self._jetson = {
             tuple(version(row["capability"])): tuple(version(row["family_code_from"]))
             if row["family_code_from"]
             else ()
             for row in data["jetson"]
         }
+        self._gpus: list[list[Any]] = data["gpus"]
         self._names = _names(data["gpus"])
         self.builds: dict[str, list[Build]] = {machine: self._ordered(machine) for machine in ("x86_64", "aarch64")}
         self._memo: dict[tuple[Any, ...], int] = {}
@@ -111,7 +130,7 @@ class Catalogue:
             return cls(json.loads(Path(path).read_text(encoding="utf-8")))
         except OSError as error:
             raise BadRequest(f"the catalogue {path} cannot be read ({error.strerror}): restore the file.") from None
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, IndexError):
             raise BadRequest(f"the catalogue {path} is damaged: restore the file.") from None
 
     def _ordered(self, machine: str) -> list[Build]:
@@ -123,8 +142,8 @@ class Catalogue:
                     release["torchvision"],
                     name,
                     cuda_of(name),
-                    tuple(divmod(code, 10) for code in sass),
-                    tuple(divmod(code, 10) for code in ptx),
+                    tuple([divmod(code, 10) for code in sass]),
+                    tuple([divmod(code, 10) for code in ptx]),
                     name == release["default"][machine],
                 )
                 for name, on, sass, ptx in release["builds"]
@@ -149,12 +168,37 @@ class Catalogue:
         """The newest release with wheels for this Python, or for any when `python` is empty."""
         return next((torch for torch in self.releases if not python or python in self.pythons(torch, machine)), None)
 
+    def numpy_1_only(self, torch: str) -> bool:
+        """Whether the wheels of a release work with NumPy 1 only; False for a release outside the catalogue."""
+        return self.releases.get(torch, {}).get("numpy") == 1
+
+    def advisories(self, toolkit: str) -> list[str]:
+        """Ids of the CVEs that a container toolkit of this version still has, oldest first. ValueError: no version."""
+        number = version(toolkit)
+        return [cve for cve, _, fixed in self._advisories if number < fixed]
+
     def branch(self, compute: tuple[int, int]) -> Branch | None:
         """The last driver branch for GPUs of this capability, None while they are still supported."""
         for major, minor_below, branch in self._branches:
             if compute[0] == major and (minor_below is None or compute[1] < minor_below):
                 return branch
         return None
+
+    def first_branch(self, compute: tuple[int, int], system: str) -> int | None:
+        """The driver branch of the first toolkit for this capability: older ones hardly know such a GPU."""
+        return self._first_branches.get(compute, {}).get(system)
+
+    def known(self, compute: tuple[int, int]) -> bool:
+        """Whether a GPU of the table or a Jetson has this capability; if not, it may be newer than the catalogue."""
+        return compute in self._jetson or any(compute == known for _, known, _ in self._names)
+
+    def gpu_names(self) -> list[tuple[str, tuple[int, int], int]]:
+        """Every GPU of the table by name: (name as nvidia-smi prints it, capability, nominal MiB)."""
+        rows = []
+        for name, compute, memory_gib in self._gpus:
+            major, minor = version(compute)
+            rows.append((name, (major, minor), memory_gib * 1024))
+        return rows
 
     def by_name(self, name: str) -> tuple[tuple[int, int], int] | None:
         """(capability, nominal MiB) of a GPU by its nvidia-smi name, longest known name first; None when unknown."""
@@ -228,9 +272,22 @@ class Catalogue:
             if build.cuda is None or not any(ptx <= compute for ptx in build.ptx):
                 return False
             needed = packaged.get("{}.{}".format(*build.cuda))
-            return needed is not None and driver >= needed
+            return needed is not None and driver >= needed[1]
 
         return self._memoised(("ptx", machine, system, compute, driver), machine, compiles)
+
+    def need(self, build: Build, system: str, compute: tuple[int, int]) -> Need | None:
+        """The drivers with which a build runs on a GPU of this capability; None when it holds no code for it."""
+        if build.cuda is None:
+            return None
+        branch = self.branch(compute)
+        gone_from = branch.gone_from if branch else None
+        if any(self._executes(build, sm, compute) for sm in build.sass):
+            return Need(self.floors[system][build.cuda[0]][0], gone_from, False)
+        packaged = self._packaged[system].get("{}.{}".format(*build.cuda))
+        if packaged and any(ptx <= compute for ptx in build.ptx):
+            return Need(packaged[0], gone_from, True)
+        return None
 
     def runs(self, build: Build, machine: str, system: str, driver: str, gpus: Iterable[tuple[str, str]]) -> bool:
         """Whether a build runs on all GPUs, each (printed capability, name): the rule of `resolve` for one."""
@@ -259,6 +316,9 @@ def _plain(name: str) -> str:
     return " ".join(words[1:] if words[:1] == ["nvidia"] else words)
 
 
+_FORM_AND_SIZE = re.compile(r"([- ](pcie|sxm\d*|\d+gb?)\b).*")
+
+
 def _names(rows: list[list[Any]]) -> list[tuple[str, tuple[int, int], int]]:
     """Known names, longest first, each also without form factor and size ("Tesla V100" for "Tesla V100-SXM2-16GB")."""
     names: dict[str, tuple[tuple[int, int], int]] = {}
@@ -266,7 +326,8 @@ def _names(rows: list[list[Any]]) -> list[tuple[str, tuple[int, int], int]]:
     for name, compute, memory_gib in rows:
         major, minor = version(compute)
         entry = ((major, minor), memory_gib * 1024)
-        exact.append((_plain(name), entry))
-        names.setdefault(re.sub(r"([- ](pcie|sxm\d*|\d+gb?)\b).*", "", _plain(name)), entry)
+        plain = _plain(name)
+        exact.append((plain, entry))
+        names.setdefault(_FORM_AND_SIZE.sub("", plain), entry)
     names.update(exact)
     return [(name, *names[name]) for name in sorted(names, key=len, reverse=True)]
