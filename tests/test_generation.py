@@ -20,6 +20,7 @@ from cookiecutter.main import cookiecutter
 from hosts import DescribedHost
 
 from generator import answers
+from hooks import post_gen_project
 from hooks.pre_gen_project import python_bounds
 
 tomllib = pytest.importorskip("tomllib", reason="Python 3.10 has no TOML reader")
@@ -317,9 +318,15 @@ def test_a_strict_host_check_makes_no_project_that_cannot_run(tmp_path, monkeypa
     assert not list((tmp_path / "out").iterdir())
     made = cookiecutter(str(folder), no_input=True, extra_context={}, output_dir=str(tmp_path / "out"))
     assert Path(made, "compose.yaml").exists()
-    # an update with cruft renders the same answers on whatever machine it is run
-    update = {**strict, "_commit": "0" * 40}
-    assert Path(cookiecutter(str(folder), no_input=True, extra_context=update, output_dir=str(tmp_path))).exists()
+
+
+def test_an_update_is_made_on_any_machine(tmp_path, monkeypatch):
+    host = DescribedHost(tmp_path, monkeypatch)
+    host.nvidia_smi("470.256.02", "5090")
+    strict = {"host_check": "strict", "torch_version": "2.8.0", "python_version": "3.11"}
+    with pytest.raises(post_gen_project.CannotRun):
+        post_gen_project.host_words(strict)
+    assert "too old" in "\n".join(post_gen_project.host_words({**strict, "_commit": "0" * 40}))  # as cruft renders
 
 
 @pytest.mark.parametrize("cards", [("5090",), ()])
