@@ -912,3 +912,11 @@ def test_what_the_last_time_was_is_named(project, capsys):
     assert run(project, facts("4090")) == 0
     assert run(project, facts("1080")) == 0
     assert "differs from the last time (torch 2.8.0+cu128)" in capsys.readouterr().out
+
+
+def test_a_release_that_the_locked_packages_do_not_fit_is_refused(project, monkeypatch, capsys):
+    monkeypatch.setenv("TORCH_VERSION", "2.2.2")
+    assert run(project, facts("4090")) == 2
+    assert "TORCH_VERSION: torch 2.2.2 needs NumPy 1" in capsys.readouterr().err
+    monkeypatch.setenv("TORCH_VERSION", "2.3.0")
+    assert run(project, facts("4090")) == 0

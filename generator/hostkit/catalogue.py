@@ -90,9 +90,7 @@ class Catalogue:
         self.as_of: str = data["as_of"]
         self.index_base: str = data["index_base"]
         self._advisories = [(cve, fixed, version(fixed)) for cve, fixed in data["advisories"]]  # oldest first
-        self.toolkit_advisory: str
-        self.toolkit_safe: str
-        self.toolkit_advisory, self.toolkit_safe, _ = self._advisories[-1]
+        self.toolkit_safe: str = self._advisories[-1][1]
         self.releases: dict[str, dict[str, Any]] = {row["torch"]: row for row in reversed(data["releases"])}
         self.floors: dict[str, dict[int, tuple[str, tuple[int, ...]]]] = {
             "linux": {row["cuda"]: (row["linux"], version(row["linux"])) for row in data["floors"]},

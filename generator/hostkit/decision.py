@@ -79,14 +79,7 @@ def read_wishes(environment: Mapping[str, str], own: str, accel: str | None = No
 def decide(facts: Facts, project: Project, wishes: Wishes, catalogue: Catalogue) -> Decision:
     """How this project runs on this host. Pure. Raises BadRequest for a wish that nothing fits."""
     torch = wishes.torch or project.torch or "auto"
-    try:
-        check_release(torch, catalogue)
-    except BadRequest as error:
-        raise BadRequest(f"TORCH_VERSION: {error}" if wishes.torch else f"project.json: {error}") from None
-    try:
-        check_python(project.python)
-    except BadRequest as error:
-        raise BadRequest(f"project.json: {error}") from None
+    _check(torch, project, wishes, catalogue)
     on_cpu = wishes.accel == "cpu" or (wishes.accel == "auto" and wishes.build == "cpu")
     here = facts.gpus
     if not here and wishes.accel in {
@@ -122,6 +115,22 @@ def decide(facts: Facts, project: Project, wishes: Wishes, catalogue: Catalogue)
         index = index.replace(catalogue.index_base, wishes.index_base, 1)
     decision = Decision(accel, build, index, devices, tuple(notes), "")
     return decision._replace(summary=_summary(facts, gpus, decision))
+
+
+def _check(torch: str, project: Project, wishes: Wishes, catalogue: Catalogue) -> None:
+    """Raise BadRequest for a release or a Python that this project cannot use."""
+    where = "TORCH_VERSION" if wishes.torch else "project.json"
+    try:
+        check_release(torch, catalogue)
+    except BadRequest as error:
+        raise BadRequest(f"{where}: {error}") from None
+    if catalogue.numpy_1_only(torch):
+        why = f"torch {torch} needs NumPy 1, and this project's packages are locked with NumPy 2"
+        raise BadRequest(f"{where}: {why}: use 2.3.0 or newer.")
+    try:
+        check_python(project.python)
+    except BadRequest as error:
+        raise BadRequest(f"project.json: {error}") from None
 
 
 def _served(facts: Facts, devices: list[int]) -> str:

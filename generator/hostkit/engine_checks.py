@@ -252,12 +252,14 @@ def toolkit_vulnerable(case: Case) -> Finding:
         )
     if case.catalogue is None:
         return Finding("toolkit.vulnerable", "skip", "there is no catalogue")
+    holes = case.catalogue.advisories(facts.toolkit)
     safe = case.catalogue.toolkit_safe
-    if version(facts.toolkit) >= version(safe):
+    if not holes:
         return Finding("toolkit.vulnerable", "ok", f"version {facts.toolkit}, {safe} is the oldest safe one")
+    named = ", ".join(holes[-3:]) + (f" and {len(holes) - 3} more" if len(holes) > 3 else "")
     return Finding(
         "toolkit.vulnerable", "warn", f"the toolkit {facts.toolkit} is older than {safe}",
-        f"a hostile image could leave its container ({case.catalogue.toolkit_advisory})",
+        f"a hostile image could leave its container ({named})",
         remedies.toolkit_upgrade(facts), LINKS["advisories"],
     )  # fmt: skip
 
