@@ -179,7 +179,7 @@ def _packages(facts: Facts) -> Finding:
                 LINKS["install"],
             )  # fmt: skip
     if not reached(facts.torch, "numpy") or not reached(facts.torch, "opencv"):
-        return Finding("packages", "skip", "torch comes before them, see torch.build")
+        return Finding("packages", "skip", "they were not reached, see above")
     if len(facts.opencvs) > 1:
         return Finding(
             "packages", "warn", f"two packages bring the same module cv2: {', '.join(facts.opencvs)}",

@@ -68,7 +68,7 @@ class Child:
     steps: Mapping[str, Answer] = field(default_factory=dict)
     end: str = ""
     at: str = ""
-    said: str = ""  # the end of its stderr
+    said: str = ""  # what else it and its libraries printed, the end of it
 
 
 @dataclass(frozen=True)
@@ -236,15 +236,17 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 
 
 def read_steps(out: str, err: str, end: str) -> Child:
-    """What a child printed, as `Child`. Lines that are not ours (libraries print too) are left out."""
+    """What a child printed, as `Child`. Lines that are not ours are the words of libraries, as stderr is."""
     steps: dict[str, Answer] = {}
     at = ""
+    words: list[str] = []
     for line in out.splitlines():
         try:
             said = json.loads(line)
         except ValueError:
-            continue
+            said = None
         if not isinstance(said, dict) or "step" not in said:
+            words.append(line)
             continue
         name = str(said["step"])
         if "ok" in said:
@@ -252,7 +254,7 @@ def read_steps(out: str, err: str, end: str) -> Child:
             at = ""
         else:
             at = name
-    return Child(steps, end, at, " ".join(err[-2000:].split()))
+    return Child(steps, end, at, " ".join([*"\n".join(words)[-4000:].split(), *err[-4000:].split()]))
 
 
 # The driver

@@ -27,6 +27,11 @@ from lab.doctor_finding import (
 def _gpu_visible(facts: Facts) -> Finding:
     if facts.visible in {"", "-1"}:
         where = ".devcontainer/compose.local.yaml says why" if facts.accel else "CUDA_VISIBLE_DEVICES is empty"
+        if facts.accel.startswith("gpu") and facts.nodes:
+            return Finding(
+                "gpu.visible", "warn", f"CUDA_VISIBLE_DEVICES={facts.visible} hides the GPU of this container",
+                "training runs on the CPU", "unset CUDA_VISIBLE_DEVICES; lab doctor",
+            )  # fmt: skip
         if facts.accel.startswith("gpu"):
             return Finding(
                 "gpu.visible", "fail", "this container was made without a GPU, and host-setup has found one since",
@@ -91,7 +96,7 @@ def _gpu_lost(facts: Facts) -> Finding:
             "gpu.lost", "fail", "a GPU fell off the bus (heat, power or hardware)", "it is gone until the next start",
             "sudo dmesg | grep -i xid ; sudo reboot  # on the host", LINKS["xid"],
         )  # fmt: skip
-    if facts.smi.state == "unknown-error" or "EPERM" in facts.refused.values():
+    if _taken_away(facts):
         return Finding(
             "gpu.lost", "fail", "this running container has lost its GPU: systemd on the host reloaded its rules",
             "no new program can use it; CDI (host-setup --accel gpu-cdi) is not prone to it", RECREATE,
@@ -103,6 +108,11 @@ def _gpu_lost(facts: Facts) -> Finding:
             "wsl --shutdown  # in Windows, then open the container again", LINKS["toolkit"],
         )  # fmt: skip
     return Finding("gpu.lost", "ok", "the device files can be opened")
+
+
+def _taken_away(facts: Facts) -> bool:
+    """Whether the control group refuses the device files that were handed in when the container started."""
+    return not used(facts) and (facts.smi.state == "unknown-error" or "EPERM" in facts.refused.values())
 
 
 def _driver_words(error: str) -> str:
@@ -188,11 +198,11 @@ def _gpu_fabric(facts: Facts) -> Finding:
 def _gpu_uvm(facts: Facts) -> Finding:
     native = any(re.fullmatch(r"nvidia\d+", node) for node in facts.nodes)
     missing = native and "nvidia-uvm" not in facts.nodes
-    lost = facts.smi.state == "unknown-error" or "EPERM" in facts.refused.values()
-    if has_gpu(facts) and not used(facts) and not lost and (missing or _driver_words(init_error(facts)) == "gpu.uvm"):
+    asked = has_gpu(facts) and not used(facts) and not _taken_away(facts)
+    if asked and (missing or _driver_words(init_error(facts)) == "gpu.uvm"):
         what = "/dev/nvidia-uvm is not in this container" if missing else f"CUDA says: {excerpt(init_error(facts))}"
         return Finding(
-            "gpu.uvm", "fail", what, "torch cannot use the GPU; usual after the host slept",
+            "gpu.uvm", "fail", what, "torch cannot use the GPU; so it often is after the host slept",
             "sudo modprobe -r nvidia_uvm; sudo modprobe nvidia_uvm && sudo nvidia-modprobe -u -c=0"
             f" && {RECREATE.partition('  #')[0]}  # on the host",
             LINKS["toolkit"],

@@ -2,7 +2,8 @@
 
     python -m lab.doctor_probe torch               versions, devices, packages
     python -m lab.doctor_probe device N|cpu        a few real kernels on one device
-    python -m lab.doctor_probe nccl RANK WORLD FILE   one rank of an all-reduce; FILE is where the ranks meet
+    python -m lab.doctor_probe nccl RANK WORLD FILE [gloo]   one rank of an all-reduce; FILE is where the ranks meet;
+                                                   gloo does the same on processors
     python -m lab.doctor_probe read DIRECTORY      how fast files are read
 
 Each step prints the JSON line {"step": name} when it begins, and {"step", "ok", …} when it ends: a step that kills the
@@ -11,6 +12,7 @@ process or never ends is thereby named.
 
 from __future__ import annotations
 
+import ctypes
 import datetime
 import importlib
 import json
@@ -34,8 +36,8 @@ def main(words: list[str]) -> None:
     elif task == "device":
         try_device(rest[0])
     elif task == "nccl":
-        rank, world, meeting = rest
-        try_nccl(int(rank), int(world), meeting)
+        rank, world, meeting, *backend = rest
+        try_nccl(int(rank), int(world), meeting, *backend)
     elif task == "read":
         from lab.doctor_disk import read_speed  # noqa: PLC0415
 
@@ -210,7 +212,7 @@ def _amp(torch: Any, device: str) -> Answer:
     model = torch.nn.Sequential(*layers).to(device)
     images = torch.rand(4, 3, 160, 160).to(device)
     wanted = model(images).detach().double().cpu()
-    with torch.autocast(device_type="cuda", dtype=torch.float16):
+    with torch.autocast(device_type=torch.device(device).type, dtype=torch.float16):
         out = model(images)
     (out.float().square().mean() * 1024).backward()  # as the gradient scaler does
     gradients = [parameter.grad for parameter in model.parameters()]
@@ -229,29 +231,34 @@ def _nms(torch: Any, device: str) -> Answer:
     return {}
 
 
-def try_nccl(rank: int, world: int, meeting: str) -> None:
+def try_nccl(rank: int, world: int, meeting: str, backend: str = "nccl") -> None:
     """One rank, on GPU `rank`: the sum over all ranks must arrive at each."""
     os.environ.setdefault("NCCL_DEBUG", "WARN")  # the reason of a failure is only told there
     import torch  # noqa: PLC0415  seconds
     import torch.distributed as dist  # noqa: PLC0415
 
+    device = f"cuda:{rank}" if backend == "nccl" else "cpu"
+
     def join() -> Answer:
-        torch.cuda.set_device(rank)
+        if backend == "nccl":
+            torch.cuda.set_device(rank)
         where = f"file://{meeting}"
-        dist.init_process_group("nccl", init_method=where, rank=rank, world_size=world, timeout=NCCL_LIMIT)
+        dist.init_process_group(backend, init_method=where, rank=rank, world_size=world, timeout=NCCL_LIMIT)
         return {}
 
     def reduce() -> Answer:
-        numbers = torch.full((1 << 20,), float(rank + 1), device=f"cuda:{rank}")
+        numbers = torch.full((1 << 20,), float(rank + 1), device=device)
         dist.all_reduce(numbers)
         wanted = world * (world + 1) / 2
         if not bool((numbers == wanted).all()):
             raise ValueError(f"the sum is {float(numbers[0])} instead of {wanted}")
+        dist.barrier()  # a rank that leaves early would break the sum of the others
         return {}
 
     if step("join", join) is not None:
         step("reduce", reduce)
     sys.stdout.flush()
+    ctypes.CDLL(None).fflush(None)  # NCCL's log goes through C's stdout
     os._exit(0)  # a failed group may wait for its peers when it is taken down
 
 

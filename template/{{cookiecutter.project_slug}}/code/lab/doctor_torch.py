@@ -240,7 +240,7 @@ def _torchvision(facts: Facts) -> Finding:
             "validation and detection fail: torchvision and torch are of different builds", REBUILD, LINKS["install"],
         )  # fmt: skip
     if not about:
-        return Finding("torchvision", "skip", "it was not reached, see packages")
+        return Finding("torchvision", "skip", "it was not reached, see above")
     return Finding("torchvision", "ok", f"torchvision {about['version']}, its own kernels run")
 
 
@@ -256,7 +256,8 @@ def _nccl(facts: Facts) -> Finding:
     if all(reached(rank, "reduce") for rank in facts.nccl):
         version = facts.torch.steps.get("nccl", {}).get("version") or ""
         return Finding("nccl", "ok", f"NCCL {version}: {count} GPUs add up".replace("  ", " "))
-    hangs = any(rank.end == "hangs" for rank in facts.nccl)
+    # torch's own watchdog ends a rank that waits for too long, with an abort
+    hangs = any(rank.end == "hangs" or "timeout" in rank.said.lower() for rank in facts.nccl)
     cause = "NCCL does not end between the GPUs" if hangs else f"NCCL: {_nccl_words(facts.nccl)}"
     consequence = "training on several GPUs stops at its first step; one --device works"
     if "shared memory" in cause or "/dev/shm" in cause:
