@@ -77,28 +77,31 @@ def _memory(facts: Facts) -> Finding:
     return Finding("memory", "ok", words)
 
 
-def _write(facts: Facts) -> Finding:
-    for name, folder, level, cost in (
-        ("runs", facts.runs, "fail", "no training can save anything"),
-        ("data", facts.data, "warn", "no data can be made or cached there; training itself only reads"),
-    ):
-        place = shlex.quote(folder.place or name)
-        if not folder.exists:
-            command = f"mkdir -p {place} && {RECREATE}"
-            return Finding("write", level, f"there is no {name}/", cost, command, LINKS["mounts"])
-        if folder.error == "EROFS":
-            return Finding("write", level, f"{name}/ is mounted read-only", cost, f"findmnt -T {name}", LINKS["mounts"])
-        if folder.error in {"ENOSPC", "EDQUOT"}:
-            return Finding("write", level, f"the disk under {name}/ is full", cost, f"df -h {name}", LINKS["mounts"])
-        if folder.error:
-            return Finding("write", level, _whose(name, folder, facts.uid), cost, _give(place), LINKS["mounts"])
-    for name, folder in (("runs", facts.runs), ("data", facts.data)):
-        if facts.uid == 0 != folder.owner:
-            return Finding(
-                "write", "warn", f"this container runs as root, and {name}/ belongs to uid {folder.owner}",
-                "what is written here cannot be changed by its owner", RESTART, LINKS["mounts"],
-            )  # fmt: skip
-    return Finding("write", "ok", f"runs/ and data/ take files of uid {facts.uid}")
+def _write_runs(facts: Facts) -> Finding:
+    return _write("runs", facts.runs, facts.uid, "fail", "no training can save anything")
+
+
+def _write_data(facts: Facts) -> Finding:
+    cost = "no data can be made or cached there; training itself only reads"
+    return _write("data", facts.data, facts.uid, "warn", cost)
+
+
+def _write(name: str, folder: Folder, uid: int, level: str, cost: str) -> Finding:
+    check, place = f"write.{name}", shlex.quote(folder.place or name)
+    if not folder.exists:
+        return Finding(check, level, f"there is no {name}/", cost, f"mkdir -p {place} && {RECREATE}", LINKS["mounts"])
+    if folder.error == "EROFS":
+        return Finding(check, level, f"{name}/ is mounted read-only", cost, f"findmnt -T {name}", LINKS["mounts"])
+    if folder.error in {"ENOSPC", "EDQUOT"}:
+        return Finding(check, level, f"the disk under {name}/ is full", cost, f"df -h {name}", LINKS["mounts"])
+    if folder.error:
+        return Finding(check, level, _whose(name, folder, uid), cost, _give(place), LINKS["mounts"])
+    if uid == 0 != folder.owner:
+        return Finding(
+            check, "warn", f"this container runs as root, and {name}/ belongs to uid {folder.owner}",
+            "what is written here cannot be changed by its owner", RESTART, LINKS["mounts"],
+        )  # fmt: skip
+    return Finding(check, "ok", f"{name}/ takes files of uid {uid}")
 
 
 def _whose(name: str, folder: Folder, uid: int) -> str:
@@ -197,7 +200,8 @@ CHECKS: tuple[Callable[[Facts], Finding], ...] = (
     _packages,
 )
 FILES: tuple[Callable[[Facts], Finding], ...] = (
-    _write,
+    _write_runs,
+    _write_data,
     _disk_space,
     _data_speed,
 )

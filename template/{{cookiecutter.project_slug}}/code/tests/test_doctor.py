@@ -25,7 +25,18 @@ ARCHS = ["sm_70", "sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"]
 IDS = [
     *("gpu.visible", "gpu.lost", "driver.old", "driver.compat", "nvml.mismatch", "gpu.fabric", "gpu.uvm"),
     *("gpu.memory", "gpu.mig", "torch.build", "torch.catalogue", "torch.arch", "torch.kernel", "cudnn", "torch.amp"),
-    *("torchvision", "nccl", "shm", "cpu", "memory", "packages", "write", "disk.space", "data.speed"),
+    *(
+        "torchvision",
+        "nccl",
+        "shm",
+        "cpu",
+        "memory",
+        "packages",
+        "write.runs",
+        "write.data",
+        "disk.space",
+        "data.speed",
+    ),
 ]
 
 
@@ -471,21 +482,21 @@ CASES: dict[str, tuple[Facts, str, str, str, str]] = {
     ),
     "runs of another": (
         replace(CPU, runs=Folder(True, "EACCES", 0, GIB * 50, "/mnt/my runs")),
-        "write",
+        "write.runs",
         "fail",
         "belongs to uid 0, and uid 1000",
         "chown -R \"$(id -u):$(id -g)\" '/mnt/my runs'",
     ),
     "data read-only": (
         replace(CPU, data=Folder(True, "EROFS")),
-        "write",
+        "write.data",
         "warn",
         "data/ is mounted read-only",
         "findmnt",
     ),
-    "no runs": (replace(CPU, runs=Folder(False, "ENOENT")), "write", "fail", "there is no runs/", "mkdir -p runs"),
-    "root writes": (replace(CPU, uid=0), "write", "warn", "runs/ belongs to uid 1000", "host-setup"),
-    "disk full": (replace(CPU, runs=Folder(True, "ENOSPC", 1000, 0)), "write", "fail", "is full", "df -h runs"),
+    "no runs": (replace(CPU, runs=Folder(False, "ENOENT")), "write.runs", "fail", "there is no runs/", "mkdir -p runs"),
+    "root writes": (replace(CPU, uid=0), "write.runs", "warn", "runs/ belongs to uid 1000", "host-setup"),
+    "disk full": (replace(CPU, runs=Folder(True, "ENOSPC", 1000, 0)), "write.runs", "fail", "is full", "df -h runs"),
     "little room": (replace(CPU, runs=Folder(True, "", 1000, 2 * GIB)), "disk.space", "warn", "2.0 GiB", "du -sh"),
     "no room left": (replace(CPU, runs=Folder(True, "", 1000, GIB // 4)), "disk.space", "fail", "0.2 GiB", "du -sh"),
     "slow disk": (
@@ -979,6 +990,6 @@ def test_the_real_doctor_in_the_container(project: Project) -> None:
     assert done.stderr == ""
     found = {one["id"]: one for one in json.loads(done.stdout)}
     assert list(found) == IDS
-    for check in ("torch.build", "torch.kernel", "torchvision", "packages", "write", "data.speed"):
+    for check in ("torch.build", "torch.kernel", "torchvision", "packages", "write.runs", "data.speed"):
         assert found[check]["level"] in {"ok", "warn"}, found[check]
     assert done.returncode == int(any(one["level"] == "fail" for one in found.values()))
