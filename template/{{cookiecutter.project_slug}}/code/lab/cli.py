@@ -116,6 +116,19 @@ def smoke(
     return test.main(open_project(), engine, keep)
 
 
+@app.command()
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="print the findings as a JSON list")] = False,
+) -> int:
+    """Check this container: GPU, kernels, cuDNN, NCCL, memory, disk. Each fault with its cause and its command.
+
+    Exit status: 0 nothing failed, 1 a check failed, 2 it could not check. Example: `lab doctor --json`
+    """
+    from lab import doctor as check  # noqa: PLC0415
+
+    return check.main(open_project(), as_json)
+
+
 @data_app.command("demo")
 def data_demo(  # typer passes them by name
     images: Annotated[int, typer.Option(help="pictures, training and validation together")] = 512,

@@ -19,7 +19,7 @@ def gpu_nodes() -> list[Path]:
 def no_gpu(device: str) -> str:
     """The sentence for `--device 0` where no GPU can be used, with the reason."""
     why = (
-        "torch cannot use it: `python -c 'import torch; torch.cuda.init()'` says why"
+        "torch cannot use it: `lab doctor` says why"
         if gpu_nodes()
         else "the container was started without one, see the last line of .devcontainer/host-setup"
     )
