@@ -26,7 +26,7 @@ from conftest import ROOT
 from engine_stub import Engine
 from hosts import CATALOGUE, DescribedHost, slice_uuid
 
-from generator.hostkit.setup import BEGIN, own_values
+from generator.hostkit.project import BEGIN, own_values
 
 STUB = Path(__file__).with_name("docker-stub")
 
@@ -40,6 +40,14 @@ UBUNTU = 'ID=ubuntu\nID_LIKE=debian\nVERSION_ID="24.04"\nPRETTY_NAME="Ubuntu 24.
 WSL = "Linux version 5.15.167.4-microsoft-standard-WSL2 (root@f9c826d3017f) #1 SMP\n"
 MODULE = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  570.86.10  Thu Jan 16 19:54:03 UTC 2025\n"
 CARD = "0000:01:00.0"
+WITHOUT_INTEGRATION = (
+    "\nThe command 'docker' could not be found in this WSL 2 distro.\n"
+    "We recommend to activate the WSL integration in Docker Desktop settings.\n"
+)
+CONTAINER = "c1c1c1c1c1c1"
+INFORMATION = (
+    "Model: \t\t NVIDIA GeForce RTX 4090\nIRQ:   \t\t 154\nBus Location: \t 0000:01:00.0\nDevice Minor: \t 0\n"
+)
 
 
 # --- the pieces of a host ---------------------------------------------------------------------------------------------
@@ -73,10 +81,11 @@ class Machine(DescribedHost):
         shutil.copy(STUB, self.bin / "docker")
         inside = {"Image": "x", "User": "dev", "Env": ["PATH=/usr/local/bin:/usr/bin:/bin"], "Labels": {}}
         self.stub("engine", engine.address)
+        self.stub("compose", tools.compose)
         self.stub("version", "Docker version 28.3.0, build 38b7060\n")
         self.stub("image", json.dumps([{"Id": "sha256:aa", "Architecture": "amd64", "Os": "linux", "Config": inside}]))
         began = "2026-01-01T00:00:00Z"
-        running = {"Id": "c1", "Created": began, "Name": "/c1", "State": {"Status": "running", "StartedAt": began}}
+        running = {"Id": CONTAINER, "Created": began, "Name": "/c1", "State": {"Status": "running", "StartedAt": began}}
         running |= {"Config": inside, "Mounts": [], "NetworkSettings": {"Ports": {}}}
         self.stub("container", json.dumps([running]))
         self.file("/etc/os-release", UBUNTU)
@@ -137,8 +146,8 @@ def without(path: str) -> Piece:
     return lambda host: (host.bin / path).unlink()
 
 
-def pci() -> Piece:
-    return lambda host: host.pci(CARD)
+def pci(**more: str) -> Piece:
+    return lambda host: host.pci(CARD, **more)
 
 
 def shell(**variables: str) -> Piece:
@@ -260,6 +269,8 @@ SITUATIONS = (
               ("580 is the last branch for Pascal", "install a driver of the 580 branch")),
     Situation("MIG", (gpus("A100", mig={0: ("3g.40gb", "3g.40gb")}), NVIDIA), RUNTIME, "2.8.0+cu128",
               ("NVIDIA A100-SXM4-80GB",)),
+    Situation("MIG without instances", (gpus("A100", mig={0: ()}), NVIDIA), NO_GPU, "2.8.0+cpu*",
+              ("nvidia-smi mig",)),
     Situation("auto, newest driver", (gpus("5090", driver="580.95.05"), NVIDIA), RUNTIME, "2.15.0+cu132",
               ("torch 2.15.0+cu132 on the GPU",), pinned="auto"),
     Situation("auto, Pascal", (gpus("1080 Ti", driver="580.95.05"), NVIDIA), RUNTIME, "2.14.1+cu126*",
@@ -271,10 +282,17 @@ SITUATIONS = (
     # a driver in trouble
     Situation("hanging nvidia-smi", (hangs("nvidia-smi"), pci(), file("/proc/driver/nvidia/version", MODULE), NVIDIA),
               NO_GPU, "2.8.0+cpu*", ("the CPU, because nvidia-smi does not answer", "sudo reboot")),
-    Situation("driver not installed (nouveau)", (pci(), file("/sys/module/nouveau/refcnt", "1\n"), NVIDIA),
-              NO_GPU, "2.8.0+cpu*", (CARD, "its driver is not installed", "sudo ubuntu-drivers install")),
-    Situation("driver without nvidia-smi", (pci(), file("/proc/driver/nvidia/version", MODULE), NVIDIA),
+    Situation("driver not installed", (pci(), NVIDIA), NO_GPU, "2.8.0+cpu*",
+              (CARD, "its driver is not installed", "sudo ubuntu-drivers install")),
+    Situation("nouveau instead of the driver",
+              (pci(driver="nouveau"), NVIDIA, file("/sys/module/nouveau/refcnt", "1\n")),
+              NO_GPU, "2.8.0+cpu*", ("nouveau", "sudo ubuntu-drivers install")),
+    Situation("driver without nvidia-smi, GPU unknown", (pci(), file("/proc/driver/nvidia/version", MODULE), NVIDIA),
               NO_GPU, "2.8.0+cpu*", ("570.86.10", "nvidia-smi",)),
+    Situation("driver without nvidia-smi",
+              (pci(), file("/proc/driver/nvidia/version", MODULE),
+               file(f"/proc/driver/nvidia/gpus/{CARD}/information", INFORMATION), NVIDIA),
+              RUNTIME, "2.8.0+cu128", ("NVIDIA GeForce RTX 4090", "570.86.10")),
     Situation("driver not loaded",
               (pci(), NVIDIA, says("nvidia-smi", "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA"
                                    " driver. Make sure that the latest NVIDIA driver is installed.\n", code=9)),
@@ -302,6 +320,8 @@ SITUATIONS = (
               ("CUDA_VISIBLE_DEVICES=-1 hides every GPU",), own="CUDA_VISIBLE_DEVICES=-1\n"),
     Situation("CDI, as asked", (gpus("4090"), NVIDIA), CDI, "2.8.0+cu128",
               ("accelerator gpu-cdi, as asked for",), own="YOLO_ACCEL=gpu-cdi\n"),
+    Situation("GPU, as asked, where none is found", (NVIDIA,), RUNTIME, "2.8.0+cu128",
+              ("accelerator gpu, as asked for", "nothing vouches for torch 2.8.0+cu128"), own="YOLO_ACCEL=gpu\n"),
     Situation("another release", (gpus("4090"), NVIDIA), RUNTIME, "2.7.1+cu126",
               ("torch 2.7.1+cu126 on the GPU",), own="TORCH_VERSION=2.7.1\n"),
     Situation("another release, from the shell before .env", (gpus("4090"), NVIDIA, shell(TORCH_VERSION="2.9.1")),
@@ -329,6 +349,7 @@ class Tools:
     node: str
     devcontainer: str
     docker: str
+    compose: str  # its version
     python: Path  # a folder with python3 and nothing else
     plain: Path  # a folder with the few programs that a shell script takes for granted
     become: tuple[str, ...]  # begins a command that must not run as root
@@ -358,7 +379,9 @@ def tools(place: Path) -> Tools:
     for name in ("devcontainer", "node", "docker"):
         if shutil.which(name) is None:
             pytest.skip(f"there is no `{name}` here")
-    if subprocess.run(["docker", "compose", "version"], capture_output=True, check=False).returncode != 0:
+    version = ("docker", "compose", "version", "--short")
+    compose = subprocess.run(version, capture_output=True, text=True, check=False).stdout
+    if not compose:
         pytest.skip("`docker compose` does not work here")
     found = {name: os.path.realpath(str(shutil.which(name))) for name in ("devcontainer", "node", "docker")}
     become: tuple[str, ...] = ()
@@ -374,6 +397,7 @@ def tools(place: Path) -> Tools:
     paths = {name: str(shutil.which(name)) for name in plain}
     return Tools(
         **found,
+        compose=compose,
         python=_programs(place / "python", python3=python),
         plain=_programs(place / "plain", **paths),
         become=become,
@@ -604,8 +628,8 @@ UNASKED = (
     Unasked("no docker", (gpus("4090"), without("docker")),
             ("the CPU, because there is no docker command", "apt-get install -y docker.io"), "cpu"),
     Unasked("WSL2 without Docker Desktop's integration",
-            (wsl("576.02"), says("docker", "\nThe command 'docker' could not be found in this WSL 2.\n", code=1)),
-            ("the CPU, because ",), "cpu"),
+            (wsl("576.02"), says("docker", WITHOUT_INTEGRATION, code=1)),
+            ("the CPU, because ", "integration"), "cpu"),
 )
 # fmt: on
 
@@ -705,9 +729,11 @@ def test_opening_it_again_changes_no_byte_and_keeps_the_users_lines(desk: Callab
     second = here.up()
     assert here.files() == once
     assert second.said == first.said
-    dev = second.requests["dev"]
-    assert dev["HostConfig"] == first.requests["dev"]["HostConfig"]
-    assert sorted(dev["Env"]) == sorted(first.requests["dev"]["Env"])
+    before, dev = first.requests["dev"], second.requests["dev"]
+    for body in (before, dev):  # their order is Compose's
+        body["Env"].sort()
+        body["HostConfig"]["Binds"].sort()
+    assert (dev["HostConfig"], dev["Env"]) == (before["HostConfig"], before["Env"])
     assert dev["HostConfig"]["ShmSize"] == 16 << 30
     assert "/big/data:/workspace/data:rw" in dev["HostConfig"]["Binds"]
 
