@@ -583,15 +583,14 @@ def test_a_host_gets_its_container(situation: Situation, desk: Callable[..., Des
     assert f"torch {release}+{build} on the {'GPU' if situation.gpu else 'CPU'}" in opened.said[-1]
     assert device_requests(dev) == device_requests(asked["train"]) == situation.gpu
     assert device_requests(asked["tensorboard"]) == []
-    inside = environment_of(dev["Env"])
     default = None if situation.gpu else ""
     devices = default if situation.devices is None else situation.devices
-    assert (
-        inside.get("CUDA_VISIBLE_DEVICES")
-        == devices
-        == environment_of(asked["train"]["Env"]).get("CUDA_VISIBLE_DEVICES")
-    )
-    assert inside.get("CUDA_DEVICE_ORDER") == ("PCI_BUS_ID" if devices else None)
+    for service in ("dev", "train"):
+        inside = environment_of(asked[service]["Env"])
+        assert inside.get("CUDA_VISIBLE_DEVICES") == devices, service
+        assert inside.get("CUDA_DEVICE_ORDER") == ("PCI_BUS_ID" if devices else None), service
+        health = (asked[service].get("Healthcheck") or {}).get("Test")  # whether a container still has its GPU
+        assert health == (["CMD", "nvidia-smi", "-L"] if situation.gpu else None), service
 
     tools = here.host.tools
     ids = (0, 0) if situation.rootless else (tools.uid, tools.gid)
