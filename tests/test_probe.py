@@ -455,29 +455,45 @@ def test_docker_desktops_stand_in_under_wsl(host):
     assert (facts.docker.state, facts.desktop_installed) == ("integration", True)
 
 
-def running(host, requests, said, code=0):
+def running(host, requests, said, code=0, state="true"):
+    about = (
+        f'{{"Config": {{"Image": "lab:torch2.8.0-cu128"}}, "HostConfig": {{"DeviceRequests": {requests}}},'
+        f' "State": {{"Running": {state}}}}}'
+    )
     return host.program(
         "docker",
-        f'case "$1" in ps) echo "$*" >"{host.root}/asked"; echo 0123456789ab;; inspect) echo \'{requests}\';;'
+        f'case "$1" in ps) echo "$*" >"{host.root}/asked"; echo 0123456789ab;; inspect) echo \'{about}\';;'
         f' exec) printf "%s\\n" "{said}"; exit {code};; esac',
     )
 
 
 @pytest.mark.parametrize(
-    ("requests", "said", "code", "state"),
+    ("requests", "said", "code", "accel", "state"),
     [
-        ("null", "", 0, ""),
-        ('[{"Driver": "nvidia"}]', "GPU 0: NVIDIA A10 (UUID: GPU-1)", 0, "ok"),
-        ('[{"Driver": "nvidia"}]', "Failed to initialize NVML: Unknown Error", 255, "lost"),
-        ('[{"Driver": "cdi"}]', "nvidia-smi: not found", 127, "failed"),
+        ("null", "", 0, "cpu", ""),
+        ('[{"Driver": "nvidia"}]', "GPU 0: NVIDIA A10 (UUID: GPU-1)", 0, "gpu", "ok"),
+        ('[{"Driver": "nvidia"}]', "Failed to initialize NVML: Unknown Error", 255, "gpu", "lost"),
+        ('[{"Driver": "cdi"}]', "nvidia-smi: not found", 127, "gpu-cdi", "failed"),
     ],
 )
-def test_the_running_container(host, requests, said, code, state):
+def test_the_projects_container(host, requests, said, code, accel, state):
     running(host, requests, said, code)
     assert look().running.id == ""
-    facts = look(needs=probe.Needs("lab-ada-123456"))
-    assert (facts.running.id, facts.running.gpu) == ("0123456789ab", state)
+    found = look(needs=probe.Needs("lab-ada-123456")).running
+    assert (found.id, found.gpu, found.accel, found.image) == ("0123456789ab", state, accel, "lab:torch2.8.0-cu128")
     assert "com.docker.compose.project=lab-ada-123456" in (host.root / "asked").read_text()
+
+
+def test_a_container_that_stands_still_is_not_asked(host):
+    running(host, '[{"Driver": "nvidia"}]', "Failed to initialize NVML: Unknown Error", state="false")
+    found = look(needs=probe.Needs("lab")).running
+    assert (found.gpu, found.accel) == ("", "gpu")
+
+
+@pytest.mark.parametrize("about", ["", "null", "[]", '{"Config": 1, "HostConfig": [], "State": "x"}', "{"])
+def test_a_container_that_is_described_oddly(host, about):
+    host.program("docker", f"case \"$1\" in ps) echo 0123456789ab;; inspect) echo '{about}';; esac")
+    assert look(needs=probe.Needs("lab")).running.gpu == ""
 
 
 def test_configuration_files_of_engine_and_toolkit(host):

@@ -920,3 +920,22 @@ def test_a_release_that_the_locked_packages_do_not_fit_is_refused(project, monke
     assert "TORCH_VERSION: torch 2.2.2 needs NumPy 1" in capsys.readouterr().err
     monkeypatch.setenv("TORCH_VERSION", "2.3.0")
     assert run(project, facts("4090")) == 0
+
+
+@pytest.mark.parametrize(
+    ("image", "accel", "said"),
+    [
+        ("lab:torch2.8.0-cu128", "gpu", ""),
+        ("lab:torch2.8.0-cu126", "gpu", "made for torch 2.8.0+cu126 with the GPU"),
+        ("lab:torch2.8.0-cu128", "cpu", "made for torch 2.8.0+cu128 on the CPU"),
+        ("vsc-lab-1234-uid", "gpu-cdi", "made for"),
+        ("", "", ""),
+    ],
+)
+def test_a_container_of_another_decision_is_said_at_every_open(project, capsys, image, accel, said):
+    case = facts("4090", running=Running("0123456789ab", image=image, accel=accel))
+    for _ in range(2):
+        assert run(project, case) == 0
+        out = capsys.readouterr().out
+        assert ("Rebuild Container" in out) == bool(said)
+        assert said in out

@@ -34,11 +34,16 @@ class Docker(NamedTuple):
 
 
 class Running(NamedTuple):
-    """The project's own container, where one runs. `gpu` is "" when it was not asked for one, ok, lost or failed."""
+    """The project's own container, where there is one, running or not.
+
+    `accel` is how it got its GPU (gpu, gpu-cdi, cpu). `gpu` is "" when it was not asked for one, ok, lost or failed.
+    """
 
     id: str = ""
     gpu: str = ""
     message: str = ""
+    image: str = ""
+    accel: str = ""
 
 
 def ask_engine(limit: float) -> Docker:
@@ -177,17 +182,27 @@ def ask_running(project: str, limit: float) -> Running:
         return Running()
     labels = {"project": project, "service": "dev"}
     filters = [f"--filter=label=com.docker.compose.{key}={value}" for key, value in labels.items()]
-    container = ask(["docker", "ps", "--quiet", *filters], limit).out.split()[:1]
+    container = ask(["docker", "ps", "--all", "--quiet", *filters], limit).out.split()[:1]
     if not container or not re.fullmatch("[0-9a-f]{6,64}", container[0]):
         return Running()
-    requests = ask(["docker", "inspect", "--format", "{{json .HostConfig.DeviceRequests}}", container[0]], limit)
-    if requests.out.strip() in {"", "null", "[]"}:
-        return Running(container[0])
+    about = _object(
+        ask(["docker", "inspect", "--type", "container", "--format", "{{json .}}", container[0]], limit).out
+    )
+    requests = [_mapping(one) for one in _list(_mapping(about.get("HostConfig")).get("DeviceRequests"))]
+    cdi = any(one.get("Driver") == "cdi" for one in requests)
+    known = Running(
+        container[0],
+        image=str(_mapping(about.get("Config")).get("Image") or ""),
+        accel=("gpu-cdi" if cdi else "gpu" if requests else "cpu") if about else "",
+    )
+    if not requests or not _mapping(about.get("State")).get("Running"):
+        return known
     answer = ask(["docker", "exec", container[0], "nvidia-smi", "-L"], limit)
     if re.search(r"^GPU [0-9]", answer.out, re.MULTILINE):
-        return Running(container[0], "ok")
+        return known._replace(gpu="ok")
     message = " ".join(answer.text.split())[:300]
-    return Running(container[0], "lost" if "Failed to initialize NVML: Unknown Error" in message else "failed", message)
+    lost = "Failed to initialize NVML: Unknown Error" in message
+    return known._replace(gpu="lost" if lost else "failed", message=message)
 
 
 def default_shm() -> int | None:

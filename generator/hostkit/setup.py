@@ -33,7 +33,7 @@ def run(project: Path, accel: str | None, catalogue: Catalogue, facts: Facts | N
         decision = decide(facts, settings, wishes, catalogue)
         owner = _owner(project, facts)
         wanted = files(project, settings, facts, decision, wishes)
-        notes = [*_about_identity(project, facts), *_changed(project, wanted)]
+        notes = [*_about_identity(project, facts), *(_stale(facts, decision) or _changed(project, wanted))]
         for name, content in wanted.items():
             write_atomically(project / name, content, owner)
     except BadRequest as error:
@@ -129,6 +129,19 @@ def _about_identity(project: Path, facts: Facts) -> list[str]:
     if facts.uid == 0:
         return [f"root runs this, so the container's user is the owner of the project, uid {uid}."]
     return []
+
+
+def _stale(facts: Facts, decision: Decision) -> list[str]:
+    """A sentence, at each open, while the container that exists is not what was decided: the tools would start it."""
+    there = facts.running
+    if not there.id:
+        return []
+    tag = f"torch{decision.build.torch}-{decision.build.name}"
+    if there.accel in {"", decision.accel} and (not there.image or there.image.endswith(f":{tag}")):
+        return []
+    made = there.image.rpartition(":")[2].replace("torch", "torch ", 1).replace("-", "+", 1) or "another build"
+    where = {"cpu": " on the CPU", "gpu": " with the GPU", "gpu-cdi": " with the GPU by CDI"}.get(there.accel, "")
+    return [f"the container that exists was made for {made}{where}: choose 'Rebuild Container' to get the one below."]
 
 
 def _changed(project: Path, wanted: dict[str, bytes]) -> list[str]:

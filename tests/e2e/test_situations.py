@@ -679,6 +679,8 @@ REFUSALS = (
             own="TORCH_BUILD=cu118\n"),
     Refusal("no such release", ("TORCH_VERSION: torch '2.8.7' is not in the catalogue", "did you mean"),
             own="TORCH_VERSION=2.8.7\n"),
+    Refusal("a release from before NumPy 2", ("TORCH_VERSION: torch 2.1.2 needs NumPy 1", "use 2.3.0 or newer"),
+            own="TORCH_VERSION=2.1.2\n"),
     Refusal("no such GPU", ("CUDA_VISIBLE_DEVICES=3 names a GPU that is not here (there is 0)",),
             (gpus("4090"), NVIDIA, shell(CUDA_VISIBLE_DEVICES="3"))),
     Refusal("certificates that are not there", ("EXTRA_CA_CERTS=/nowhere/ca.pem cannot be read",),
