@@ -243,9 +243,12 @@ def test_an_unknown_card_is_left_out_and_named():
     answer = resolve(Host("535.183.01", (Gpu(0, "Voodoo 3", "", 16), gpu("4090", 1))), CATALOGUE)
     assert (answer.status, answer.devices) == ("partial", [1])
     assert "Voodoo 3" in answer.excluded[0]["reason"]
-    alone = resolve(Host("535.183.01", (Gpu(0, "Voodoo 3"),)), CATALOGUE)
-    assert alone.status == "impossible"
-    assert any("driver to 510" in text for text in alone.advice)
+    alone = Host("535.183.01", (Gpu(0, "Voodoo 3"),))
+    answer = resolve(alone, CATALOGUE)
+    assert answer.status == "impossible"
+    assert any("give it with --gpu" in text for text in answer.advice)
+    answer = resolve(alone._replace(driver="470.256.02"), CATALOGUE)
+    assert any("driver to 510" in text for text in answer.advice)
 
 
 def test_jetson_runs_no_code_of_its_family_before_cuda_13_2():
