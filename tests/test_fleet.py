@@ -196,6 +196,27 @@ def test_whom_a_pin_leaves_behind_and_what_would_bring_them():
     together = next(group for group in summary.pin.behind if group.names == ["mixed"])
     assert "together" in together.reason
     assert sum(group.hosts for group in summary.other.behind) + summary.other.hosts == summary.with_gpu
+    assert (found["old-0"].oldest_driver, found["mixed"].newest_driver) == ("470.256.02", "580.95.05")
+
+
+def test_hosts_that_ask_the_same_are_answered_together():
+    drivers = [f"535.{minor}.{patch:02}" for minor in range(43, 250, 9) for patch in range(9)]
+    rows = [json.loads(line(driver, "T4")) for driver in drivers]
+    for number, row in enumerate(rows):
+        row["gpus"][0]["memory_mib"] -= number
+    summary = summary_of(*map(json.dumps, rows), torch="2.15.0")
+    assert (summary.with_gpu, summary.pin.torch) == (len(drivers), "2.14.1")
+    (group,) = summary.other.behind
+    assert (group.hosts, group.oldest_driver, group.newest_driver) == (len(drivers), drivers[0], drivers[-1])
+
+
+def test_memory_decides_between_gpus_that_differ():
+    big = {"name": "Tesla P40", "capability": "6.1", "memory_mib": 90_000}
+    small = {"name": "NVIDIA GeForce RTX 5090", "capability": "12.0", "memory_mib": 1_000}
+    hosts = [{"driver": "580.95.05", "gpus": [big, small]}, {"driver": "580.95.05", "gpus": [small, big]}]
+    hosts += [{"driver": "580.95.05", "gpus": [{**big, "memory_mib": 10}, small]}]
+    summary = summary_of(*map(json.dumps, hosts), line("580.95.05", "T4"))
+    assert (summary.automatic_partly, summary.unserved) == (3, 3)
 
 
 def test_two_pins_where_one_does_not_serve_all():

@@ -78,7 +78,8 @@ def add_resolve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--summary",
         action="store_true",
-        help="with --hosts: instead of the answers, the release that serves most hosts and the hosts it leaves behind",
+        help="with --hosts: instead of the answers, the release that serves most hosts and the hosts it leaves behind; "
+        "--torch names another to set beside it",
     )
     parser.add_argument("--json", action="store_true", help="print the answer as JSON")
     parser.add_argument("--catalog", type=Path, help="another catalog.json")

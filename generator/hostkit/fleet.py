@@ -11,12 +11,13 @@ from collections import Counter
 from itertools import combinations
 from typing import Any, Iterable, Iterator, NamedTuple
 
-from .catalogue import MACHINES, BadRequest, Catalogue, driver_version
-from .resolve import Gpu, Host, changes, check_release, obstacles, resolve, runnable
+from .catalogue import MACHINES, BadRequest, Catalogue, capability, driver_version
+from .resolve import Gpu, Host, changes, check_release, checked, obstacles, resolve, runnable, stage
 from .terminal import printable, quoted, shortened
 
 FIELDS = ("host", "driver", "gpus", "os", "machine", "torch", "python")
 
+_GROUPS = 6  # shown in the text, the rest are counted: --json has them all
 _NAMES = 10  # of hosts in a group: a person looks up the first few, the rest are in the inventory
 
 
@@ -113,7 +114,8 @@ class Behind(NamedTuple):
     partly: int
     reason: str
     gpus: dict[str, int]
-    drivers: list[str]
+    oldest_driver: str
+    newest_driver: str
     changes: list[str]
     names: list[str]
 
@@ -190,10 +192,11 @@ class Summary(NamedTuple):
 
 
 class _Kind(NamedTuple):
-    """Hosts that ask the same question: their names in order, and one bit per release that serves them in full."""
+    """Hosts with the same answer: one of them, the names and drivers of all, and a bit per release that serves them."""
 
     host: Host
     names: list[str]
+    drivers: set[str]
     served: int
 
 
@@ -205,22 +208,26 @@ def summarise(lines: Iterable[str], defaults: Host, catalogue: Catalogue) -> Sum
     check_release(defaults.torch, catalogue)
     bad: list[dict[str, Any]] = []
     without_gpu = 0
-    same: dict[Host, list[str]] = {}
-    asked: dict[Host, str] = {}  # the error of each question; "" for one that can be asked
-    for line in read(lines, defaults):
-        error = line.error
-        if line.host:
-            if line.host not in asked:
-                asked[line.host] = _error(line.host, catalogue)
-            error = asked[line.host]
-        if error or not line.host:
-            bad.append({"line": line.number, **({"host": line.name} if line.name else {}), "error": error})
-        elif line.host.gpus:
-            same.setdefault(line.host._replace(torch="auto"), []).append(line.name or f"line {line.number}")
-        else:
-            without_gpu += 1
+    kinds_by_question: dict[tuple[Any, ...], _Kind] = {}
     releases = list(catalogue.releases)
-    kinds = [_Kind(host, names, _served(host, releases, catalogue)) for host, names in same.items()]
+    for line in read(lines, defaults):
+        try:
+            if not line.host:
+                raise BadRequest(line.error)
+            question = _question(line.host, catalogue)
+        except BadRequest as error:
+            bad.append({"line": line.number, **({"host": line.name} if line.name else {}), "error": str(error)})
+            continue
+        if not line.host.gpus:
+            without_gpu += 1
+            continue
+        if question not in kinds_by_question:
+            host = line.host._replace(torch="auto")
+            kinds_by_question[question] = _Kind(host, [], set(), _served(host, releases, catalogue))
+        kind = kinds_by_question[question]
+        kind.names.append(line.name or f"line {line.number}")
+        kind.drivers.add(line.host.driver)
+    kinds = list(kinds_by_question.values())
     counts = {
         torch: sum(len(kind.names) for kind in kinds if kind.served >> bit & 1) for bit, torch in enumerate(releases)
     }
@@ -255,12 +262,15 @@ def summarise(lines: Iterable[str], defaults: Host, catalogue: Catalogue) -> Sum
     )
 
 
-def _error(host: Host, catalogue: Catalogue) -> str:
-    try:
-        resolve(host, catalogue)
-    except BadRequest as error:
-        return str(error)
-    return ""
+def _question(host: Host, catalogue: Catalogue) -> tuple[Any, ...]:
+    """What decides the answer for a host, whatever its release; the same for hosts of one kind. Raises BadRequest."""
+    host = checked(host, catalogue)
+    if not host.gpus:
+        return ()
+    models = {(gpu.name, capability(gpu.capability)) for gpu in host.gpus}
+    # memory decides only between GPUs that differ
+    gpus = tuple((gpu.name, gpu.capability, gpu.memory_mib) for gpu in host.gpus) if len(models) > 1 else (*models,)
+    return stage(host.driver, host.os, catalogue), host.os, host.machine, host.python, gpus
 
 
 def _served(host: Host, releases: list[str], catalogue: Catalogue) -> int:
@@ -307,9 +317,18 @@ def _behind(left: list[tuple[_Kind, bool]], torch: str, catalogue: Catalogue) ->
         for kind in members:
             gpus[" + ".join(sorted({gpu.name for gpu in kind.host.gpus}))] += len(kind.names)
         names = [name for kind in members for name in kind.names]
-        drivers = sorted({kind.host.driver for kind in members}, key=driver_version)
+        drivers = sorted(set().union(*(kind.drivers for kind in members)), key=driver_version)
         found_groups.append(
-            Behind(len(names), partly[key], key[0], dict(gpus.most_common()), drivers, [*key[1]], names[:_NAMES])
+            Behind(
+                len(names),
+                partly[key],
+                key[0],
+                dict(gpus.most_common()),
+                drivers[0],
+                drivers[-1],
+                [*key[1]],
+                names[:_NAMES],
+            )
         )
     return sorted(found_groups, key=lambda group: -group.hosts)
 
@@ -367,14 +386,14 @@ def _counted(summary: Summary) -> str:
 
 
 def _steps(summary: Summary) -> list[tuple[str, int]]:
-    """Neighbouring releases that serve equally many hosts as one row: around the best ones, and the oldest."""
+    """Neighbouring releases that serve equally many hosts as one row; of many rows the best, the first and the last."""
     steps: list[tuple[str, str, int]] = []
     for torch, hosts in summary.releases.items():
         if steps and steps[-1][2] == hosts:
             steps[-1] = (steps[-1][0], torch, hosts)
         else:
             steps.append((torch, torch, hosts))
-    kept = sorted(steps, key=lambda step: -step[2])[:6]
+    kept = sorted(steps, key=lambda step: -step[2])[:8]
     kept += [step for step in (steps[0], steps[-1]) if step not in kept]
     return [
         (newest if newest == oldest else f"{newest} - {oldest}", hosts)
@@ -390,13 +409,14 @@ def _pinned(summary: Summary, pin: Pin) -> str:
 
 def _recommended(summary: Summary, pin: Pin) -> list[str]:
     lines = [f"Pin torch {pin.torch}: {_pinned(summary, pin)}"]
-    for group in pin.behind:
+    for group in pin.behind[:_GROUPS]:
         lines += ["", f"  Left behind: {_hosts(group.hosts)}{_partly(group)}, as {group.reason}."]
         lines.append(f"    GPUs     {_models(group)}")
-        lines.append(f"    drivers  {' to '.join(dict.fromkeys((group.drivers[0], group.drivers[-1])))}")
+        lines.append(f"    drivers  {' to '.join(dict.fromkeys((group.oldest_driver, group.newest_driver)))}")
         lines += [f"    {'or' if place else 'change':<9}{text}" for place, text in enumerate(_ways(group))]
         dots = ", ..." if group.hosts > 5 else ""
         lines.append(f"    hosts    {', '.join(shortened(name, 40) for name in group.names[:5])}{dots}")
+    lines += ["", *_rest(pin)] if pin.behind[_GROUPS:] else []
     if summary.pair:
         newer, older = summary.pair.torch
         what = "serve every host that any release serves" if summary.pair.complete else "together serve the most hosts"
@@ -406,11 +426,16 @@ def _recommended(summary: Summary, pin: Pin) -> list[str]:
 
 def _alternative(summary: Summary, pin: Pin) -> list[str]:
     lines = [f"Torch {pin.torch} instead: {_pinned(summary, pin)} It would leave behind"]
-    for group in pin.behind:
+    for group in pin.behind[:_GROUPS]:
         lines.append(f"  {_hosts(group.hosts)}{_partly(group)}, as {group.reason}.")
         lines.append(f"    GPUs     {_models(group)}")
         lines += [f"    {'or' if place else 'change':<9}{text}" for place, text in enumerate(_ways(group))]
-    return lines
+    return lines + _rest(pin)
+
+
+def _rest(pin: Pin) -> list[str]:
+    rest = pin.behind[_GROUPS:]
+    return [f"  and {_hosts(sum(group.hosts for group in rest))} for {len(rest)} other reasons"] if rest else []
 
 
 def _hosts(count: int) -> str:
@@ -424,7 +449,8 @@ def _partly(group: Behind) -> str:
 
 
 def _models(group: Behind) -> str:
-    models = [f"{shortened(name, 60)} ({count:,})" for name, count in list(group.gpus.items())[:4]]
+    plain = {name.replace("NVIDIA ", ""): count for name, count in list(group.gpus.items())[:3]}
+    models = [f"{shortened(name, 60)} ({count:,})" for name, count in plain.items()]
     more = len(group.gpus) - len(models)
     return ", ".join(models) + (f" and {more} more" if more else "")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 from .catalogue import Catalogue
 
@@ -21,6 +22,7 @@ _VARIANTS = re.compile(r"((?:p|v|a|h)(?:100|800))(?:c|d|dx|l|s|x|xm|xl)?")
 _PASCAL = (6, 0)
 
 
+@lru_cache(maxsize=4096)  # a fleet repeats its few names
 def by_name(name: str, catalogue: Catalogue) -> tuple[tuple[int, int], int] | None:
     """(capability, MiB) of a GPU, of a MIG slice or of a virtual GPU by its nvidia-smi name; None when uncertain."""
     part = _SLICE.fullmatch(name.strip())

@@ -8,6 +8,7 @@ one (binary compatibility); as a last resort PTX, if the driver is at least as n
 from __future__ import annotations
 
 import re
+from bisect import bisect
 from functools import lru_cache
 from typing import Iterable, NamedTuple, TypeVar
 
@@ -59,7 +60,7 @@ class Resolution(NamedTuple):
 
 
 class _Asked(NamedTuple):
-    """The question in the form in which it is answered."""
+    """The question in the form in which it is answered: `driver` is its stage, `host.driver` what to call it."""
 
     host: Host
     driver: tuple[int, ...]
@@ -90,10 +91,10 @@ class _Card(NamedTuple):
 
 def resolve(host: Host, catalogue: Catalogue) -> Resolution:
     """The torch build for `host`. Raises BadRequest for a question that cannot be asked; no GPU is "impossible"."""
-    host = _checked(host, catalogue)
+    host = checked(host, catalogue)
     if not host.gpus:
         return _impossible(["there is no NVIDIA GPU."], [], [_cpu_advice(host, catalogue)])
-    driver = driver_version(host.driver)
+    driver = stage(host.driver, host.os, catalogue)
     asked = _Asked(host, driver, catalogue)
     cards = [_card(gpu, asked) for gpu in host.gpus]
     offered = catalogue.of_release(host.machine, host.torch) & catalogue.for_python(host.machine, host.python)
@@ -111,7 +112,28 @@ def resolve(host: Host, catalogue: Catalogue) -> Resolution:
     return _impossible(reasons, excluded, [*advice, _cpu_advice(host, catalogue)])
 
 
-def _checked(host: Host, catalogue: Catalogue) -> Host:
+_PRINTS_CAPABILITY = (510,)  # the first driver branch whose nvidia-smi knows compute_cap
+
+
+@lru_cache(maxsize=64)
+def _stages(system: str, catalogue: Catalogue) -> list[tuple[int, ...]]:
+    floors = [floor for _, floor in catalogue.floors[system].values()]
+    gone = [(branch.gone_from,) for _, _, branch in catalogue._branches]
+    return sorted({(0,), _PRINTS_CAPABILITY, *floors, *gone, *catalogue._packaged[system].values()})
+
+
+def stage(driver: str, system: str, catalogue: Catalogue) -> tuple[int, ...]:
+    """The newest version, up to that of `driver`, at which anything changes: two drivers of a stage run the same.
+
+    A fleet has thousands of drivers and a dozen stages, so that sets of builds are made once a stage.
+    Raises BadRequest for a driver that is no version.
+    """
+    stages = _stages(system, catalogue)
+    return stages[bisect(stages, driver_version(driver)) - 1]
+
+
+def checked(host: Host, catalogue: Catalogue) -> Host:
+    """`host` with its machine as the catalogue writes it. Raises BadRequest, but looks at no driver and no GPU."""
     machine = MACHINES.get(host.machine.lower())
     if machine is None:
         raise BadRequest(
@@ -277,10 +299,10 @@ class Obstacle(NamedTuple):
 
 def runnable(host: Host, catalogue: Catalogue) -> int:
     """The set of builds, of whichever release, that run on all GPUs of `host`. Raises BadRequest."""
-    host = _checked(host, catalogue)
+    host = checked(host, catalogue)
     if not host.gpus:
         return 0
-    driver = driver_version(host.driver)
+    driver = stage(host.driver, host.os, catalogue)
     builds = catalogue.for_python(host.machine, host.python) & catalogue.for_driver(host.machine, host.os, driver)
     asked = _Asked(host, driver, catalogue)
     for gpu in host.gpus:
@@ -303,10 +325,10 @@ def refusals(host: Host, answer: Resolution, catalogue: Catalogue) -> list[Refus
     For a pinned release its other builds; for "auto" those that would have been preferred, and where nothing runs at
     all, for each reason only the newest release that it keeps away. None where there is no GPU.
     """
-    host = _checked(host, catalogue)
+    host = checked(host, catalogue)
     if not host.gpus:
         return []
-    driver = driver_version(host.driver)
+    driver = stage(host.driver, host.os, catalogue)
     asked = _Asked(host, driver, catalogue)
     cards = [_card(gpu, asked) for gpu in host.gpus]
     cards = [card for card in cards if card.sass | card.ptx] or cards  # what no build serves refuses no build
@@ -358,10 +380,10 @@ def _refused(build: Build, chosen: Build | None, cards: list[_Card], asked: _Ask
 
 def obstacles(host: Host, catalogue: Catalogue) -> list[Obstacle]:
     """What keeps each GPU of `host` from the asked release, in the order of the GPUs; none for those it serves."""
-    host = _checked(host, catalogue)
+    host = checked(host, catalogue)
     if not host.gpus:
         return []
-    driver = driver_version(host.driver)
+    driver = stage(host.driver, host.os, catalogue)
     offered = catalogue.of_release(host.machine, host.torch) & catalogue.for_python(host.machine, host.python)
     usable = offered & catalogue.for_driver(host.machine, host.os, driver)
     asked = _Asked(host, driver, catalogue)
@@ -372,8 +394,8 @@ def obstacles(host: Host, catalogue: Catalogue) -> list[Obstacle]:
 
 def changes(host: Host, catalogue: Catalogue) -> list[str]:
     """The nearest changes of driver, release or Python after which all GPUs of `host` run, else at least one."""
-    host = _checked(host, catalogue)
-    asked = _Asked(host, driver_version(host.driver), catalogue)
+    host = checked(host, catalogue)
+    asked = _Asked(host, stage(host.driver, host.os, catalogue), catalogue)
     return _changes([_card(gpu, asked) for gpu in host.gpus], asked)
 
 
@@ -431,9 +453,12 @@ def _not_offered(host: Host, catalogue: Catalogue) -> str:
 
 def _changes(cards: list[_Card], asked: _Asked) -> list[str]:
     """The nearest changes after which all GPUs run, or failing that at least one: one change, else two, else three."""
+    host, driver, catalogue = asked
+    usable = catalogue.of_release(host.machine, host.torch) & catalogue.for_python(host.machine, host.python)
+    usable &= catalogue.for_driver(host.machine, host.os, driver)
     known = [card for card in cards if card.compute]
     groups = [known] if len(known) == len(cards) else []
-    if not any(card.sass for card in cards):  # else: no change for one GPU at the cost of another
+    if not any((card.sass | card.ptx) & usable for card in cards):  # else: no change for one at the cost of another
         groups += [[card] for card in known]
     for group in groups:
         for kinds in (("driver", "release", "python"), ("driver release", "release python", "driver python"), ("all",)):
@@ -441,7 +466,7 @@ def _changes(cards: list[_Card], asked: _Asked) -> list[str]:
             if found:
                 return found
     unknown = _unique(card.gpu.name for card in cards if card.compute is None)
-    if asked.driver >= (510,):
+    if asked.driver >= _PRINTS_CAPABILITY:
         return [f"look up the compute capability of {name} and give it with --gpu NAME,CAPABILITY." for name in unknown]
     return [f"update the driver to 510 or newer, which prints the compute capability of {name}." for name in unknown]
 
