@@ -157,24 +157,6 @@ def test_the_release_of_most_hosts_is_recommended():
     assert "install driver 580.65.06 or newer." in behind.changes
 
 
-def test_every_release_counts_the_hosts_it_serves_in_full():
-    lines = [
-        line("470.256.02", "V100", "V100"),
-        line("580.95.05", "1080 Ti", "5090"),
-        line("610.43.02", "P100"),
-        line("550.54.15", "GH200", machine="arm64"),
-        line("579.99", "4090", os="wsl2", python="3.9"),
-    ]
-    summary = summary_of(*lines)
-    hosts = [next(fleet.read([one], DEFAULTS)).host for one in lines]
-    for torch, served in summary.releases.items():
-        assert served == sum(resolve(host._replace(torch=torch), CATALOGUE).status == "ok" for host in hosts), torch
-    assert summary.unserved == 2
-    answers = [resolve(host, CATALOGUE).status for host in hosts]
-    assert (summary.automatic_partly, summary.automatic_not) == (answers.count("partial"), answers.count("impossible"))
-    assert sum(summary.automatic.values()) == answers.count("ok")
-
-
 def test_whom_a_pin_leaves_behind_and_what_would_bring_them():
     lines = [line("580.95.05", "4090", host=f"new-{n}") for n in range(20)]
     lines += [line("470.256.02", "A100", host=f"old-{n}") for n in range(12)]
@@ -210,13 +192,38 @@ def test_hosts_that_ask_the_same_are_answered_together():
     assert (group.hosts, group.oldest_driver, group.newest_driver) == (len(drivers), drivers[0], drivers[-1])
 
 
-def test_memory_decides_between_gpus_that_differ():
-    big = {"name": "Tesla P40", "capability": "6.1", "memory_mib": 90_000}
-    small = {"name": "NVIDIA GeForce RTX 5090", "capability": "12.0", "memory_mib": 1_000}
-    hosts = [{"driver": "580.95.05", "gpus": [big, small]}, {"driver": "580.95.05", "gpus": [small, big]}]
-    hosts += [{"driver": "580.95.05", "gpus": [{**big, "memory_mib": 10}, small]}]
-    summary = summary_of(*map(json.dumps, hosts), line("580.95.05", "T4"))
-    assert (summary.automatic_partly, summary.unserved) == (3, 3)
+FLEET = st.lists(
+    st.tuples(
+        st.sampled_from(["450.80.02", "470.256.02", "535.183.01", "575.57.08", "580.95.05", "610.43.02"]),
+        st.lists(st.sampled_from(sorted(CARDS)), max_size=3),
+        st.sampled_from(["x86_64", "aarch64"]),
+        st.sampled_from(["", "3.9", "3.11"]),
+    ),
+    max_size=8,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(FLEET)
+def test_the_summary_is_the_sum_of_the_answers(machines):
+    lines = [line(driver, *cards, machine=machine, python=python) for driver, cards, machine, python in machines]
+    summary = summary_of(*lines)
+    hosts = [one.host for one in fleet.read(lines, DEFAULTS) if one.host.gpus]
+    status = [resolve(host, CATALOGUE).status for host in hosts]
+    assert summary.with_gpu == len(hosts)
+    assert sum(summary.automatic.values()) == status.count("ok")
+    assert (summary.automatic_partly, summary.automatic_not) == (status.count("partial"), status.count("impossible"))
+    for torch, served in summary.releases.items():
+        assert served == sum(resolve(host._replace(torch=torch), CATALOGUE).status == "ok" for host in hosts)
+    assert summary.unserved == status.count("partial") + status.count("impossible")
+    if summary.pin:
+        assert summary.pin.hosts == max(summary.releases.values()) == sum(summary.pin.builds.values())
+        newer = list(summary.releases)[: list(summary.releases).index(summary.pin.torch)]
+        assert all(summary.releases[torch] < summary.pin.hosts for torch in newer)
+        for pin in filter(None, (summary.pin, summary.other)):
+            assert pin.hosts + sum(group.hosts for group in pin.behind) == len(hosts)
+            in_part = [resolve(host._replace(torch=pin.torch), CATALOGUE).status for host in hosts].count("partial")
+            assert sum(group.partly for group in pin.behind) == in_part
 
 
 def test_two_pins_where_one_does_not_serve_all():

@@ -263,14 +263,15 @@ def summarise(lines: Iterable[str], defaults: Host, catalogue: Catalogue) -> Sum
 
 
 def _question(host: Host, catalogue: Catalogue) -> tuple[Any, ...]:
-    """What decides the answer for a host, whatever its release; the same for hosts of one kind. Raises BadRequest."""
+    """What decides whether a host is served, in full, in part or not; the same for hosts of one kind.
+
+    Neither the number of its GPUs nor their memory does: that only tells which part. Raises BadRequest.
+    """
     host = checked(host, catalogue)
     if not host.gpus:
         return ()
-    models = {(gpu.name, capability(gpu.capability)) for gpu in host.gpus}
-    # memory decides only between GPUs that differ
-    gpus = tuple((gpu.name, gpu.capability, gpu.memory_mib) for gpu in host.gpus) if len(models) > 1 else (*models,)
-    return stage(host.driver, host.os, catalogue), host.os, host.machine, host.python, gpus
+    models = frozenset((gpu.name, capability(gpu.capability)) for gpu in host.gpus)
+    return stage(host.driver, host.os, catalogue), host.os, host.machine, host.python, models
 
 
 def _served(host: Host, releases: list[str], catalogue: Catalogue) -> int:

@@ -206,15 +206,23 @@ def _most_memory(builds: int, cards: list[_Card], host: Host, catalogue: Catalog
     """The build that serves the most GPU memory, then the most cards, then the preferred one."""
     best: tuple[int, int, int] = (0, 0, 0)
     found: Build | None = None
-    served: list[_Card] = []
+    alike: dict[tuple[int, int], list[_Card]] = {}
+    for card in cards:
+        alike.setdefault((card.sass | card.ptx, card.sass), []).append(card)
+    totals = [(runs, sass, sum(card.memory_mib for card in same), len(same)) for (runs, sass), same in alike.items()]
     for bit, build in enumerate(catalogue.builds[host.machine]):
         if not builds >> bit & 1:
             continue
-        runs = [card for card in cards if (card.sass | card.ptx) >> bit & 1]
-        score = (sum(card.memory_mib for card in runs), len(runs), sum(card.sass >> bit & 1 for card in runs))
-        if runs and score > best:
-            best, found, served = score, build, runs
-    return found, served
+        memory = count = by_sass = 0
+        for runs, sass, mib, number in totals:
+            if runs >> bit & 1:
+                memory, count, by_sass = memory + mib, count + number, by_sass + number * (sass >> bit & 1)
+        if count and (memory, count, by_sass) > best:
+            best, found = (memory, count, by_sass), build
+    if not found:
+        return None, []
+    place = catalogue.builds[host.machine].index(found)
+    return found, [card for card in cards if (card.sass | card.ptx) >> place & 1]
 
 
 def _served(build: Build, served: list[_Card], cards: list[_Card], asked: _Asked) -> Resolution:
