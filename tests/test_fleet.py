@@ -119,6 +119,18 @@ def test_a_fleet_from_standard_input():
     assert done.stdout.splitlines() == [json.dumps(ask("580.95.05", "T4").as_dict())] * 2000
 
 
+@pytest.mark.parametrize("module", ["generator", "generator.hostkit"])
+def test_a_reader_that_has_seen_enough(module, tmp_path):
+    file = tmp_path / "hosts"
+    file.write_text((line("580.95.05", "T4") + "\n") * 2000)
+    asked = [sys.executable, "-m", module, "resolve", "--hosts", str(file)]
+    with subprocess.Popen(asked, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 0
+
+
 def test_a_missing_fleet_file(capsys):
     status, _, err = run(capsys, "resolve", "--hosts", "/nowhere")
     assert (status, err.count("\n")) == (2, 1)

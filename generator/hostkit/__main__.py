@@ -31,6 +31,9 @@ def main(arguments: Sequence[str] | None = None, program: str = "hostkit") -> in
     except BadRequest as error:
         print(printable(f"{program}: {error}"), file=sys.stderr)
         return 2
+    except BrokenPipeError:  # `... | head` has seen enough
+        sys.stderr.close()
+        return 0
 
 
 def home() -> Path:
@@ -160,6 +163,8 @@ def _fleet(options: argparse.Namespace, catalogue: Catalogue) -> int:
     try:
         with Path(options.hosts).open(encoding="utf-8", errors="replace") as lines:
             return _answer(lines, catalogue, options)
+    except BrokenPipeError:  # of the answers, not of the file
+        raise
     except OSError as error:
         raise BadRequest(f"--hosts {options.hosts} cannot be read: {error.strerror}.") from None
 
