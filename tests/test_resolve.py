@@ -1,6 +1,7 @@
 """The torch build for a host: a broad table of machines, and laws that no machine may break."""
 
 import ast
+import itertools
 import re
 from pathlib import Path
 
@@ -10,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from generator.hostkit.catalogue import BadRequest, driver_version
-from generator.hostkit.resolve import Gpu, Host, obstacles, resolve
+from generator.hostkit.names import is_virtual
+from generator.hostkit.resolve import Gpu, Host, Refusal, changes, obstacles, refusals, resolve, stage
 
 HOSTKIT = Path(__file__).parent.parent / "generator" / "hostkit"
 INDEX = "https://download.pytorch.org/whl"
@@ -243,9 +245,203 @@ def test_an_unknown_card_is_left_out_and_named():
     answer = resolve(Host("535.183.01", (Gpu(0, "Voodoo 3", "", 16), gpu("4090", 1))), CATALOGUE)
     assert (answer.status, answer.devices) == ("partial", [1])
     assert "Voodoo 3" in answer.excluded[0]["reason"]
-    alone = resolve(Host("535.183.01", (Gpu(0, "Voodoo 3"),)), CATALOGUE)
-    assert alone.status == "impossible"
-    assert any("driver to 510" in text for text in alone.advice)
+    alone = Host("535.183.01", (Gpu(0, "Voodoo 3"),))
+    answer = resolve(alone, CATALOGUE)
+    assert answer.status == "impossible"
+    assert any("give it with --gpu" in text for text in answer.advice)
+    answer = resolve(alone._replace(driver="470.256.02"), CATALOGUE)
+    assert any("driver to 510" in text for text in answer.advice)
+
+
+MIG = "NVIDIA A100-SXM4-80GB MIG 3g.40gb"
+
+
+@pytest.mark.parametrize(
+    ("name", "compute", "gib"),
+    [
+        (MIG, (8, 0), 40),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb+me", (9, 0), 10),
+        ("NVIDIA A30 MIG 1c.2g.12gb", (8, 0), 12),
+        ("GRID T4-16Q", (7, 5), 16),
+        ("NVIDIA A40-48Q", (8, 6), 48),
+        ("GRID V100D-32C", (7, 0), 32),
+        ("GRID V100DX-16Q", (7, 0), 16),
+        ("NVIDIA A100D-80C", (8, 0), 80),
+        ("GRID A100-3-20C", (8, 0), 20),
+        ("NVIDIA A100-1-5CME", (8, 0), 5),
+        ("NVIDIA H100XM-80C", (9, 0), 80),
+        ("GRID P40-24Q", (6, 1), 24),
+        ("GRID RTX6000-24Q", (7, 5), 24),
+        ("NVIDIA RTXA6000-48Q", (8, 6), 48),
+        ("NVIDIA RTX6000-Ada-24Q", (8, 9), 24),
+        ("Tesla V100S-PCIE-32GB", (7, 0), None),
+        ("NVIDIA GeForce RTX 4090 D", (8, 9), 24),
+        ("NVIDIA GeForce RTX 5090 D v2", (12, 0), 32),
+        ("NVIDIA GeForce RTX 2080 with Max-Q Design", (7, 5), 8),
+        ("GeForce GTX 1070 with Max-Q Design", (6, 1), 8),
+        ("NVIDIA GeForce RTX 4070 Laptop GPU", (8, 9), 8),
+        ("NVIDIA RTX 5000 Ada Generation Laptop GPU", (8, 9), None),
+        ("NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition", (12, 0), 96),
+    ],
+)
+def test_names_of_slices_of_virtual_gpus_and_of_variants(name, compute, gib):
+    found = CATALOGUE.by_name(name)
+    assert found
+    assert found[0] == compute
+    assert gib is None or found[1] == gib << 10
+    assert resolve(Host("570.86.10", (Gpu(0, name),)), CATALOGUE).status == "ok"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Voodoo 3 MIG 1g.5gb",
+        "GRID M60-8Q",  # on Maxwell not every Q profile offers CUDA
+        "GRID T4-2B4",  # a desktop
+        "NVIDIA A40-8A",  # streamed applications
+        "GRID X99-16Q",
+        "NVIDIA RTX5000-Turing-8Q",
+        "GRID K160Q",
+        "Quadro M4000M",
+        "GeForce GTX 960M",
+        "NVIDIA Graphics Device",
+    ],
+)
+def test_names_that_tell_too_little(name):
+    assert CATALOGUE.by_name(name) is None
+
+
+def test_a_virtual_gpu_that_is_not_recognised_is_said_to_be_one():
+    assert is_virtual("GRID T4-2B4")
+    assert not is_virtual("NVIDIA H20-3e")
+    answer = resolve(Host("470.256.02", (Gpu(0, "GRID T4-2B4"),)), CATALOGUE)
+    assert answer.status == "impossible"
+    assert "virtual GPU" in answer.reasons[0]
+    assert resolve(Host("470.256.02", (Gpu(0, "GRID T4-2B4", "7.5"),)), CATALOGUE).status == "ok"
+
+
+def test_a_slice_counts_with_its_own_memory():
+    slices = [Gpu(0, MIG), Gpu(1, "Tesla P40", "6.1", 45_000)]  # 40 GiB, not the 80 of the whole GPU
+    assert resolve(Host("580.95.05", tuple(slices), torch="2.15.0"), CATALOGUE).devices == [0]
+    assert resolve(Host("580.95.05", (Gpu(0, MIG), gpu("5090", 1)), torch="2.6.0"), CATALOGUE).devices == [0]
+    wide = (Gpu(0, MIG), *(Gpu(place, "NVIDIA B200", "10.0", 30_000) for place in (1, 2)))
+    assert resolve(Host("550.54.14", wide, torch="2.14.1"), CATALOGUE).devices == [0]
+    more = (Gpu(0, MIG), Gpu(1, "Tesla P40", "6.1", 45_000), Gpu(2, "NVIDIA B200", "10.0", 1))
+    assert resolve(Host("550.54.14", more, torch="2.8.0"), CATALOGUE).devices == [0, 1]
+
+
+# GPUs that the catalogue does not list
+
+
+@pytest.mark.parametrize("compute", ["7.3", "8.8", "9.2", "10.7", "12.4"])
+def test_a_stranger_of_a_known_family_is_served_with_a_warning(compute):
+    answer = resolve(Host("580.95.05", (Gpu(0, "NVIDIA Next", compute, 1000),), torch="2.8.0"), CATALOGUE)
+    assert (answer.status, answer.build) == ("ok", "cu128")
+    (warning,) = answer.warnings
+    assert warning.startswith(f"the catalogue of {CATALOGUE.as_of} does not know NVIDIA Next ({compute})")
+    assert "same major capability" in warning
+    assert any("cruft update" in text for text in answer.advice)
+    assert not ask("580.95.05", "4090", torch="2.8.0").warnings
+
+
+def test_a_stranger_that_no_wheel_serves_may_be_newer_than_the_catalogue():
+    host = Host("620.10.05", (Gpu(0, "NVIDIA Next", "14.0", 1000),), torch="2.15.0")
+    answer = resolve(host, CATALOGUE)
+    assert answer.status == "impossible"
+    assert answer.reasons == [
+        f"NVIDIA Next (14.0) may be newer than the catalogue of {CATALOGUE.as_of}, "
+        "which has no wheel for it: update the template."
+    ]
+    assert not any("no published" in text for text in answer.advice)
+    assert any("cruft update" in text for text in answer.advice)
+    assert [one.kind for one in obstacles(host, CATALOGUE)] == ["arch"]
+
+
+def test_a_stranger_from_before_all_wheels_is_not_newer():
+    answer = resolve(Host("390.157", (Gpu(0, "GeForce GTX 460", "2.1", 1000),)), CATALOGUE)
+    assert answer.status == "impossible"
+    assert not any("newer than the catalogue" in text for text in answer.reasons)
+    assert not any("cruft" in text for text in answer.advice)
+    assert any("no published" in text for text in answer.advice)
+
+
+def test_a_wheel_made_for_a_capability_makes_it_known():
+    assert not ask("580.126.09", "Thor", machine="aarch64").warnings  # in no table of names, but sm_110 is built
+
+
+# What was refused
+
+
+def refused(driver, *names, torch="auto", **more):
+    host = Host(driver, tuple(gpu(card, number) for number, card in enumerate(names)), torch=torch, **more)
+    return refusals(host, resolve(host, CATALOGUE), CATALOGUE)
+
+
+def test_the_other_builds_of_a_pinned_release_are_refused_with_a_reason():
+    lacks = "no kernels for NVIDIA GeForce GTX 1080 Ti (6.1)."
+    assert refused("535.183.01", "1080 Ti", torch="2.8.0") == [Refusal("2.8.0", "cu128, cu129", lacks)]
+    (one,) = refused("580.95.05", "4090", torch="2.8.0")
+    assert one.build == "cu129, cu126"
+    assert "would run as well, but cu128 is what the default package index carries" in one.reason
+    assert [one.reason for one in refused("470.256.02", "V100", torch="2.7.1")] == [
+        "CUDA 12 needs driver 525.60.13 or newer.",
+        "no kernels for Tesla V100-SXM2-16GB (7.0).",
+    ]
+
+
+def test_the_builds_above_the_chosen_one_are_refused_with_a_reason():
+    found = refused("570.86.10", "5090")
+    assert found[:3] == [
+        Refusal("2.15.0", "cu132", "CUDA 13 needs driver 580.65.06 or newer."),
+        Refusal("2.14.1", "cu130, cu132", "CUDA 13 needs driver 580.65.06 or newer."),
+        Refusal("2.14.1", "cu126", "no kernels for NVIDIA GeForce RTX 5090 (12.0)."),
+    ]
+    assert {one.torch for one in found} == {"2.15.0", "2.14.1", "2.14.0", "2.13.0"}
+    assert len({(one.torch, one.reason) for one in found}) == len(found)
+    assert refused("580.95.05", "4090") == []
+    assert refused("580.95.05", "4090", python="3.10") == [Refusal("2.15.0", "cu132", "no wheels for Python 3.10.")]
+    (above, *_) = refused("590.48.01", "K80")
+    assert (above.torch, "no kernels" in above.reason) == ("2.15.0", True)
+
+
+def test_refused_for_mixed_gpus():
+    answer = refused("580.95.05", "1080 Ti", "5090", torch="2.8.0")
+    assert [one.build for one in answer] == ["cu129", "cu126"]
+    assert answer[1].reason == "no kernels for NVIDIA GeForce RTX 5090 (12.0); it would serve only GPU 0."
+    host = Host("580.95.05", (Gpu(0, "Voodoo 3", "", 16), gpu("4090", 1)), torch="2.8.0")
+    assert all("Voodoo" not in one.reason for one in refusals(host, resolve(host, CATALOGUE), CATALOGUE))
+
+
+def test_nothing_is_refused_where_there_is_no_gpu():
+    assert refusals(Host("", ()), resolve(Host("", ()), CATALOGUE), CATALOGUE) == []
+
+
+def test_where_nothing_runs_each_reason_is_told_once():
+    found = refused("440.33.01", "T4")
+    assert [one.reason for one in found] == [
+        "CUDA 13 needs driver 580.65.06 or newer.",
+        "CUDA 12 needs driver 525.60.13 or newer.",
+        "CUDA 11 needs driver 450.80.02 or newer.",
+    ]
+    assert found[1].torch == "2.14.1"
+
+
+def test_another_python_would_allow_a_newer_release():
+    assert "use Python 3.11 to use torch 2.15.0 (cu132)." in ask("580.95.05", "4090", python="3.10").advice
+    assert not ask("580.95.05", "4090", python="3.12").advice
+    assert not any("Python" in text for text in ask("580.95.05", "4090", python="3.10", torch="2.8.0").advice)
+
+
+def test_a_release_for_one_gpu_is_offered_where_none_runs():
+    # cu118 of torch 2.7.1 serves the P100 at once; no driver serves the RTX 5090 together with it
+    answer = ask("470.256.02", "P100", "5090", torch="2.10.0")
+    assert answer.status == "impossible"
+    assert "use torch 2.7.1 (cu118)." in answer.advice
+
+
+def test_the_nearest_changes():
+    host = Host("470.256.02", (gpu("3090"),), torch="2.8.0")
+    assert changes(host, CATALOGUE) == ["install driver 525.60.13 or newer.", "use torch 2.7.1 (cu118)."]
 
 
 def test_jetson_runs_no_code_of_its_family_before_cuda_13_2():
@@ -303,10 +499,26 @@ def test_a_bare_branch_number_is_its_newest_driver():
     assert driver_version("580") > driver_version("580.200.1")
 
 
-# Laws
+def test_drivers_of_one_stage_run_the_same():
+    for system in ("linux", "wsl2"):
+        texts = ["418.39", "450.80.01", "450.80.02", "452.38", "452.39", "509.9", "510.39.01", "525.60.12", "525.60.13",
+                 "528.32", "528.33", "575.51.03", "575.57.08", "579.99", "580.0", "580.65.05", "580.65.06", "580.95.04",
+                 "580.95.05", "589.99", "590.1", "590.48.01", "615"]  # fmt: skip
+        for one, other in itertools.pairwise(texts):
+            first, second = stage(one, system, CATALOGUE), stage(other, system, CATALOGUE)
+            assert first <= second
+            assert first <= driver_version(one)
+            same = all(
+                CATALOGUE.for_driver(machine, system, driver_version(one))
+                == CATALOGUE.for_driver(machine, system, driver_version(other))
+                for machine in CATALOGUE.builds
+            )
+            assert same or first < second
+
+
+# Laws, besides those of test_grid.py
 
 cards = st.lists(st.sampled_from(sorted(CARDS)), min_size=1, max_size=4)
-new_cards = st.lists(st.sampled_from([c for c in sorted(CARDS) if float(CARDS[c][1]) >= 7.5]), min_size=1, max_size=4)
 drivers = st.sampled_from(
     ["440.33.01", "450.80.02", "470.256.02", "525.60.12", "525.60.13", "535.183.01", "550.54.14", "570.86.10",
      "575.57.08", "580.65.05", "580.65.06", "580.126.09", "590.48.01", "610.43.02"]
@@ -361,26 +573,6 @@ def test_never_a_build_that_does_not_run(names, driver, wish):
         names_of = [name for torch, name in everyone if torch == newest]
         default = CATALOGUE.releases[newest]["default"][wish["machine"]]
         assert (answer.torch, answer.build) == (newest, default if default in names_of else max(names_of))
-
-
-@settings(max_examples=100, deadline=None)
-@given(new_cards, drivers, drivers, releases, machines)
-def test_a_newer_driver_never_loses_a_build(names, one, other, torch, machine):
-    older, newer = sorted((one, other), key=driver_version)
-    before, after = (ask(driver, *names, torch=torch, machine=machine) for driver in (older, newer))
-    rank = ["impossible", "partial", "ok"]
-    assert rank.index(after.status) >= rank.index(before.status)
-    if torch == "auto" and before.status == after.status == "ok":
-        order = list(CATALOGUE.releases)
-        assert order.index(after.torch) <= order.index(before.torch)
-
-
-@settings(max_examples=100, deadline=None)
-@given(cards, st.sampled_from(sorted(CARDS)), drivers, releases, machines)
-def test_another_card_never_makes_a_set_runnable(names, added, driver, torch, machine):
-    with_it = ask(driver, *names, added, torch=torch, machine=machine)
-    if with_it.status == "ok":
-        assert ask(driver, *names, torch=torch, machine=machine).status == "ok"
 
 
 @settings(max_examples=50, deadline=None)

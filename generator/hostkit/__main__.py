@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import itertools
 import json
 import re
 import sys
@@ -13,8 +14,8 @@ from typing import Iterable, Sequence
 from . import decision, doctor, probe, report, setup
 from .catalogue import BadRequest, Catalogue
 from .project import needs, project_settings
-from .resolve import Gpu, Host, Resolution, check_python, check_release, resolve
-from .terminal import printable, quoted, shortened, tolerate
+from .resolve import Gpu, Host, Refusal, Resolution, check_python, check_release, refusals, resolve
+from .terminal import printable, quoted, tolerate
 
 
 def main(arguments: Sequence[str] | None = None, program: str = "hostkit") -> int:
@@ -31,6 +32,9 @@ def main(arguments: Sequence[str] | None = None, program: str = "hostkit") -> in
     except BadRequest as error:
         print(printable(f"{program}: {error}"), file=sys.stderr)
         return 2
+    except BrokenPipeError:  # `... | head` has seen enough
+        sys.stderr.close()
+        return 0
 
 
 def home() -> Path:
@@ -75,6 +79,12 @@ def add_resolve(parser: argparse.ArgumentParser) -> None:
         metavar="FILE|-",
         help="many hosts, a JSON object a line in and out; exit status 1 when a line was none",
     )
+    parser.add_argument(
+        "--summary",
+        action="store_true",
+        help="with --hosts: instead of the answers, the release that serves most hosts and the hosts it leaves behind; "
+        "--torch names another to set beside it",
+    )
     parser.add_argument("--json", action="store_true", help="print the answer as JSON")
     parser.add_argument("--catalog", type=Path, help="another catalog.json")
     parser.set_defaults(run=_resolve)
@@ -107,6 +117,8 @@ def _resolve(options: argparse.Namespace) -> int:
         if options.driver or options.gpu:
             raise BadRequest("--hosts goes without --driver and --gpu: each line names its own.")
         return _fleet(options, catalogue)
+    if options.summary:
+        raise BadRequest("--summary is about many hosts: name their file with --hosts.")
     if bool(options.driver) != bool(options.gpu):
         raise BadRequest("--driver and --gpu go together: give both, or neither to ask about this host.")
     if options.driver:
@@ -116,20 +128,25 @@ def _resolve(options: argparse.Namespace) -> int:
         )
         answer = resolve(host, catalogue)
     else:
-        answer = _here(options, catalogue)
-    print(json.dumps(answer.as_dict()) if options.json else as_text(answer))
+        host, answer = _here(options, catalogue)
+    refused = refusals(host, answer, catalogue)
+    if options.json:
+        print(json.dumps({**answer.as_dict(), "refused": [one._asdict() for one in refused]}))
+    else:
+        print(as_text(answer, refused))
     return 0 if answer.status == "ok" else 1
 
 
-def _here(options: argparse.Namespace, catalogue: Catalogue) -> Resolution:
-    """The answer for this host. A driver that says nothing about its GPUs is not the same as no GPU."""
+def _here(options: argparse.Namespace, catalogue: Catalogue) -> tuple[Host, Resolution]:
+    """This host and its answer. A driver that says nothing about its GPUs is not the same as no GPU."""
     facts = probe.probe(docker=False)
     host = facts.host(options.torch, options.python)
     if host.gpus and not host.driver:
         raise BadRequest("nvidia-smi names no version of its driver that can be read: give --driver and --gpu.")
-    answer = resolve(host._replace(os=options.os or host.os, machine=options.machine or host.machine), catalogue)
+    host = host._replace(os=options.os or host.os, machine=options.machine or host.machine)
+    answer = resolve(host, catalogue)
     broken = [] if host.gpus else doctor.driver_findings(facts)
-    return answer._replace(reasons=[f"{broken[0].cause}."]) if broken else answer
+    return host, answer._replace(reasons=[f"{broken[0].cause}."]) if broken else answer
 
 
 def _gpu(index: int, text: str) -> Gpu:
@@ -147,71 +164,32 @@ def _gpu(index: int, text: str) -> Gpu:
 def _fleet(options: argparse.Namespace, catalogue: Catalogue) -> int:
     if options.hosts == "-":
         # standard input as it is: bytes that are no UTF-8 spoil one line, not the fleet
-        return answer_lines(io.TextIOWrapper(sys.stdin.buffer, "utf-8", "replace"), catalogue, options)
+        return _answer(io.TextIOWrapper(sys.stdin.buffer, "utf-8", "replace"), catalogue, options)
     try:
         with Path(options.hosts).open(encoding="utf-8", errors="replace") as lines:
-            return answer_lines(lines, catalogue, options)
+            return _answer(lines, catalogue, options)
+    except BrokenPipeError:  # of the answers, not of the file
+        raise
     except OSError as error:
         raise BadRequest(f"--hosts {options.hosts} cannot be read: {error.strerror}.") from None
 
 
-def answer_lines(lines: Iterable[str], catalogue: Catalogue, options: argparse.Namespace) -> int:
-    """One answer a line, in order. A line that is no host becomes {"error": "..."}; then the exit status is 1."""
-    bad = False
+def _answer(lines: Iterable[str], catalogue: Catalogue, options: argparse.Namespace) -> int:
+    from . import fleet  # noqa: PLC0415 - only for fleets
+
     defaults = Host("", (), options.os or "linux", options.machine or "x86_64", options.torch, options.python)
-    for line in lines:
-        if not line.strip():
-            continue
-        try:
-            answer = resolve(_host(json.loads(line), defaults), catalogue).as_dict()
-        except (BadRequest, RecursionError) as error:
-            answer = {"error": str(error)}
-        except ValueError as error:
-            answer = {"error": f"not a JSON object: {error}."}
-        bad = bad or "error" in answer
-        sys.stdout.write(json.dumps(answer) + "\n")
-    return 1 if bad else 0
+    if not options.summary:
+        bad = False
+        for answer in fleet.answers(lines, defaults, catalogue):
+            bad = bad or "error" in answer
+            sys.stdout.write(json.dumps(answer) + "\n")
+        return int(bad)
+    summary = fleet.summarise(lines, defaults, catalogue)
+    print(json.dumps(summary.as_dict()) if options.json else fleet.as_text(summary))
+    return int(bool(summary.bad))
 
 
-def _host(row: object, defaults: Host) -> Host:
-    if not isinstance(row, dict):
-        raise BadRequest('a host is a JSON object such as {"driver": "570.86.10", "gpus": [{"name": "Tesla T4"}]}.')
-    unknown = sorted(set(row) - {"driver", "gpus", "os", "machine", "torch", "python"})
-    if unknown:
-        raise BadRequest(f"{quoted(unknown[0])} is no field of a host: use driver, gpus, os, machine, torch, python.")
-    gpus = row.get("gpus", [])
-    if not isinstance(gpus, list):
-        raise BadRequest('gpus is not a list: write [{"name": "Tesla T4", "capability": "7.5", "memory_mib": 15360}].')
-    texts = {name: row.get(name, getattr(defaults, name)) for name in ("driver", "os", "machine", "torch", "python")}
-    for name, value in texts.items():
-        if value is None:
-            texts[name] = getattr(defaults, name)
-        elif not isinstance(value, str):
-            raise BadRequest(f"{name} is {shortened(repr(value))}: write it as a string.")
-    return Host(gpus=tuple(_gpu_of(index, gpu) for index, gpu in enumerate(gpus)), **texts)
-
-
-def _gpu_of(index: int, gpu: object) -> Gpu:
-    if not isinstance(gpu, dict) or not isinstance(gpu.get("name", ""), str):
-        raise BadRequest('a GPU is an object such as {"name": "Tesla T4", "capability": "7.5", "memory_mib": 15360}.')
-    compute, memory = gpu.get("capability"), gpu.get("memory_mib")
-    if compute is None:
-        compute = ""
-    if isinstance(compute, float):
-        compute = str(compute)
-    if not isinstance(compute, str):
-        raise BadRequest(f"capability is {shortened(repr(compute))}: write it as a string such as 8.6.")
-    if memory is not None and (
-        isinstance(memory, bool) or not isinstance(memory, (int, float)) or not 0 <= memory < 1e9
-    ):
-        raise BadRequest(f"memory_mib is {shortened(repr(memory))}: give a number of MiB, or null.")
-    place = gpu.get("index", index)
-    if isinstance(place, bool) or not isinstance(place, int):
-        raise BadRequest(f"index is {shortened(repr(place))}: give a whole number.")
-    return Gpu(place, gpu.get("name", ""), compute, None if memory is None else int(memory))
-
-
-def as_text(answer: Resolution) -> str:
+def as_text(answer: Resolution, refused: Sequence[Refusal] = ()) -> str:
     """A resolution for a person."""
     lines = []
     if answer.build:
@@ -224,9 +202,37 @@ def as_text(answer: Resolution) -> str:
     lines += [f"  because  {text}" for text in answer.reasons]
     if answer.build:
         lines += [f"  without  GPU {one['index']}: {one['reason']}" for one in answer.excluded]
+    lines += [f"  refused  {text}" for text in _refused(refused)]
     lines += [f"  warning  {text}" for text in answer.warnings]
     lines += [f"  advice   {text}" for text in answer.advice]
     return "\n".join(map(printable, lines))
+
+
+def _refused(refused: Sequence[Refusal]) -> list[str]:
+    """One line a reason: "cu132 of torch 2.15.0 to 2.12.0; cu130 of ...: CUDA 13 needs driver 580.65.06 or newer."."""
+    why: dict[str, dict[str, str]] = {}  # build, release (newest first), reason
+    for one in refused:
+        for name in one.build.split(", "):
+            why.setdefault(name, {})[one.torch] = one.reason
+    lines = []
+    for reason in dict.fromkeys(one.reason for one in refused):
+        spans: dict[str, list[str]] = {}
+        for name, reasons in why.items():
+            span = _spans([torch if said == reason else "" for torch, said in reasons.items()])
+            if span:
+                spans.setdefault(span, []).append(name)
+        builds = [f"{', '.join(names)} of torch {span}" for span, names in spans.items()]
+        lines.append(f"{'; '.join(builds)}: {reason}")
+    return lines
+
+
+def _spans(torches: Sequence[str]) -> str:
+    """["2.15.0", "2.14.1", "2.14.0", "", "2.7.1"] -> "2.15.0 to 2.14.0, 2.7.1"."""
+    found: list[str] = []
+    for held, run in itertools.groupby(torches, bool):
+        first, *rest = run
+        found += [f"{first} to {rest[-1]}" if rest else first] if held else []
+    return ", ".join(found)
 
 
 if __name__ == "__main__":

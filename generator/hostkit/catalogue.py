@@ -12,6 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Iterable, NamedTuple
 
+from . import names
 from .terminal import quoted
 
 DEFAULT_PATH = Path(__file__).resolve().parent.parent / "catalog.json"
@@ -120,6 +121,7 @@ class Catalogue:
         self._names = _names(data["gpus"])
         self.builds: dict[str, list[Build]] = {machine: self._ordered(machine) for machine in ("x86_64", "aarch64")}
         self._memo: dict[tuple[Any, ...], int] = {}
+        self._by_name: dict[str, tuple[tuple[int, int], int] | None] = {}  # a fleet repeats its few names
 
     @classmethod
     def read(cls, path: Path = DEFAULT_PATH) -> Catalogue:
@@ -199,7 +201,15 @@ class Catalogue:
         return rows
 
     def by_name(self, name: str) -> tuple[tuple[int, int], int] | None:
-        """(capability, nominal MiB) of a GPU by its nvidia-smi name, longest known name first; None when unknown."""
+        """(capability, MiB) of a GPU, MIG slice or virtual GPU by its nvidia-smi name; None when that is uncertain."""
+        if name not in self._by_name:
+            if len(self._by_name) > 10_000:
+                self._by_name.clear()
+            self._by_name[name] = names.by_name(name, self.listed)
+        return self._by_name[name]
+
+    def listed(self, name: str) -> tuple[tuple[int, int], int] | None:
+        """(capability, nominal MiB) of a whole GPU of the table, longest known name first; None when not there."""
         wanted = _plain(name)
         for known, compute, memory_mib in self._names:
             if wanted.startswith(known) and (len(wanted) == len(known) or wanted[len(known)] in " -"):
@@ -213,6 +223,12 @@ class Catalogue:
             named = self.by_name(name)
             found = named[0] if named else None
         return found
+
+    def thresholds(self, system: str) -> list[tuple[int, ...]]:
+        """Driver versions at which it changes what runs on some GPU: floors, last branches, toolkits that bring PTX."""
+        floors = [floor for _, floor in self.floors[system].values()]
+        gone = [(branch.gone_from,) for _, _, branch in self._branches]
+        return [*floors, *gone, *(number for _, number in self._packaged[system].values())]
 
     # Sets of builds
 
@@ -319,13 +335,13 @@ _FORM_AND_SIZE = re.compile(r"([- ](pcie|sxm\d*|\d+gb?)\b).*")
 
 def _names(rows: list[list[Any]]) -> list[tuple[str, tuple[int, int], int]]:
     """Known names, longest first, each also without form factor and size ("Tesla V100" for "Tesla V100-SXM2-16GB")."""
-    names: dict[str, tuple[tuple[int, int], int]] = {}
+    known: dict[str, tuple[tuple[int, int], int]] = {}
     exact = []
     for name, compute, memory_gib in rows:
         major, minor = version(compute)
         entry = ((major, minor), memory_gib * 1024)
         plain = _plain(name)
         exact.append((plain, entry))
-        names.setdefault(_FORM_AND_SIZE.sub("", plain), entry)
-    names.update(exact)
-    return [(name, *names[name]) for name in sorted(names, key=len, reverse=True)]
+        known.setdefault(_FORM_AND_SIZE.sub("", plain), entry)
+    known.update(exact)
+    return [(name, *known[name]) for name in sorted(known, key=len, reverse=True)]

@@ -8,9 +8,12 @@ one (binary compatibility); as a last resort PTX, if the driver is at least as n
 from __future__ import annotations
 
 import re
+from bisect import bisect
+from functools import lru_cache
 from typing import Iterable, NamedTuple, TypeVar
 
 from .catalogue import MACHINES, SYSTEMS, BadRequest, Branch, Build, Catalogue, capability, driver_version
+from .names import is_virtual
 from .terminal import quoted
 
 _T = TypeVar("_T")
@@ -57,7 +60,7 @@ class Resolution(NamedTuple):
 
 
 class _Asked(NamedTuple):
-    """The question in the form in which it is answered."""
+    """The question in the form in which it is answered: `driver` is its stage, `host.driver` what to call it."""
 
     host: Host
     driver: tuple[int, ...]
@@ -68,6 +71,7 @@ class _Card(NamedTuple):
     """A GPU with what the catalogue adds. `code`, `sass` and `ptx` are sets of builds.
 
     `code` holds machine code for it; `sass` and `ptx` are what this driver lets it run, by machine code and from PTX.
+    `known` is whether the catalogue has a GPU of this capability: a stranger may be newer than the catalogue.
     """
 
     gpu: Gpu
@@ -78,6 +82,7 @@ class _Card(NamedTuple):
     code: int
     sass: int
     ptx: int
+    known: bool
 
     @property
     def title(self) -> str:
@@ -86,10 +91,10 @@ class _Card(NamedTuple):
 
 def resolve(host: Host, catalogue: Catalogue) -> Resolution:
     """The torch build for `host`. Raises BadRequest for a question that cannot be asked; no GPU is "impossible"."""
-    host = _checked(host, catalogue)
+    host = checked(host, catalogue)
     if not host.gpus:
         return _impossible(["there is no NVIDIA GPU."], [], [_cpu_advice(host, catalogue)])
-    driver = driver_version(host.driver)
+    driver = stage(host.driver, host.os, catalogue)
     asked = _Asked(host, driver, catalogue)
     cards = [_card(gpu, asked) for gpu in host.gpus]
     offered = catalogue.of_release(host.machine, host.torch) & catalogue.for_python(host.machine, host.python)
@@ -107,7 +112,26 @@ def resolve(host: Host, catalogue: Catalogue) -> Resolution:
     return _impossible(reasons, excluded, [*advice, _cpu_advice(host, catalogue)])
 
 
-def _checked(host: Host, catalogue: Catalogue) -> Host:
+_PRINTS_CAPABILITY = (510,)  # the first driver branch whose nvidia-smi knows compute_cap
+
+
+@lru_cache(maxsize=64)
+def _stages(system: str, catalogue: Catalogue) -> list[tuple[int, ...]]:
+    return sorted({(0,), _PRINTS_CAPABILITY, *catalogue.thresholds(system)})
+
+
+def stage(driver: str, system: str, catalogue: Catalogue) -> tuple[int, ...]:
+    """The newest version, up to that of `driver`, at which anything changes: two drivers of a stage run the same.
+
+    A fleet has thousands of drivers and a dozen stages, so that sets of builds are made once a stage.
+    Raises BadRequest for a driver that is no version.
+    """
+    stages = _stages(system, catalogue)
+    return stages[bisect(stages, driver_version(driver)) - 1]
+
+
+def checked(host: Host, catalogue: Catalogue) -> Host:
+    """`host` with its machine as the catalogue writes it. Raises BadRequest, but looks at no driver and no GPU."""
     machine = MACHINES.get(host.machine.lower())
     if machine is None:
         raise BadRequest(
@@ -144,12 +168,20 @@ def _card(gpu: Gpu, asked: _Asked) -> _Card:
     memory = gpu.memory_mib if gpu.memory_mib is not None else named[1] if named else 0
     compute = compute or (named[0] if named else None)
     if compute is None:
-        return _Card(gpu, None, memory, None, False, 0, 0, 0)
+        return _Card(gpu, None, memory, None, False, 0, 0, 0, False)
     branch = catalogue.branch(compute)
     gone = branch is not None and driver[0] >= branch.gone_from
     code = catalogue.with_sass(host.machine, compute)
     ptx = catalogue.with_ptx(host.machine, host.os, compute, driver)
-    return _Card(gpu, compute, memory, branch, gone, code, 0 if gone else code, 0 if gone else ptx)
+    known = catalogue.known(compute)
+    return _Card(gpu, compute, memory, branch, gone, code, 0 if gone else code, 0 if gone else ptx, known)
+
+
+def _newer_than_catalogue(card: _Card, catalogue: Catalogue) -> bool:
+    """Whether a GPU may have come after the catalogue: it is not listed, and not from before all wheels either."""
+    if card.compute is None or card.known:
+        return False
+    return card.compute > min(sm for builds in catalogue.builds.values() for build in builds for sm in build.sass)
 
 
 def _for_all(builds: int, cards: list[_Card]) -> int:
@@ -165,15 +197,23 @@ def _most_memory(builds: int, cards: list[_Card], host: Host, catalogue: Catalog
     """The build that serves the most GPU memory, then the most cards, then the preferred one."""
     best: tuple[int, int, int] = (0, 0, 0)
     found: Build | None = None
-    served: list[_Card] = []
+    alike: dict[tuple[int, int], list[_Card]] = {}
+    for card in cards:
+        alike.setdefault((card.sass | card.ptx, card.sass), []).append(card)
+    totals = [(runs, sass, sum(card.memory_mib for card in same), len(same)) for (runs, sass), same in alike.items()]
     for bit, build in enumerate(catalogue.builds[host.machine]):
         if not builds >> bit & 1:
             continue
-        runs = [card for card in cards if (card.sass | card.ptx) >> bit & 1]
-        score = (sum(card.memory_mib for card in runs), len(runs), sum(card.sass >> bit & 1 for card in runs))
-        if runs and score > best:
-            best, found, served = score, build, runs
-    return found, served
+        memory = count = by_sass = 0
+        for runs, sass, mib, number in totals:
+            if runs >> bit & 1:
+                memory, count, by_sass = memory + mib, count + number, by_sass + number * (sass >> bit & 1)
+        if count and (memory, count, by_sass) > best:
+            best, found = (memory, count, by_sass), build
+    if not found:
+        return None, []
+    place = catalogue.builds[host.machine].index(found)
+    return found, [card for card in cards if (card.sass | card.ptx) >> place & 1]
 
 
 def _served(build: Build, served: list[_Card], cards: list[_Card], asked: _Asked) -> Resolution:
@@ -185,6 +225,7 @@ def _served(build: Build, served: list[_Card], cards: list[_Card], asked: _Asked
         for card in served
         if not card.sass & bit
     ]
+    warnings += _unique(_stranger(build, card, bit, catalogue) for card in served if not card.known)
     advice = []
     if left:
         devices = ",".join(str(card.gpu.number) for card in served)
@@ -197,7 +238,7 @@ def _served(build: Build, served: list[_Card], cards: list[_Card], asked: _Asked
         )
         advice += _changes(cards, asked)
     advice += _end_of_road(cards, host, catalogue)
-    advice += _newer_driver(build, served, asked)
+    advice += _newer_driver(build, served, asked) or _newer_python(build, served, asked)
     return Resolution(
         "partial" if left else "ok",
         build.torch,
@@ -210,6 +251,17 @@ def _served(build: Build, served: list[_Card], cards: list[_Card], asked: _Asked
         warnings,
         advice,
     )
+
+
+def _stranger(build: Build, card: _Card, bit: int, catalogue: Catalogue) -> str:
+    """The warning for a GPU of a capability that the catalogue does not list."""
+    assert card.compute is not None
+    if card.sass & bit:
+        sm = max(sm for sm in build.sass if sm[0] == card.compute[0] and sm[1] <= card.compute[1])
+        why = "machine code for sm_{}{} runs on every later GPU of the same major capability".format(*sm)
+    else:
+        why = "a driver of this age compiles its PTX"
+    return f"the catalogue of {catalogue.as_of} does not know {card.title}: {build.name} should run, as {why}."
 
 
 def _reasons(build: Build, served: list[_Card], asked: _Asked) -> list[str]:
@@ -244,18 +296,106 @@ class Obstacle(NamedTuple):
     text: str
 
 
-def obstacles(host: Host, catalogue: Catalogue) -> list[Obstacle]:
-    """What keeps each GPU of `host` from the asked release, in the order of the GPUs; none for those it serves."""
-    host = _checked(host, catalogue)
+def runnable(host: Host, catalogue: Catalogue) -> int:
+    """The set of builds, of whichever release, that run on all GPUs of `host`. Raises BadRequest."""
+    host = checked(host, catalogue)
+    if not host.gpus:
+        return 0
+    driver = stage(host.driver, host.os, catalogue)
+    builds = catalogue.for_python(host.machine, host.python) & catalogue.for_driver(host.machine, host.os, driver)
+    asked = _Asked(host, driver, catalogue)
+    for gpu in host.gpus:
+        card = _card(gpu, asked)
+        builds &= card.sass | card.ptx
+    return builds
+
+
+class Refusal(NamedTuple):
+    """Builds of one release that were not chosen ("cu130, cu132"), and why."""
+
+    torch: str
+    build: str
+    reason: str
+
+
+def refusals(host: Host, answer: Resolution, catalogue: Catalogue) -> list[Refusal]:
+    """What `resolve` passed over on the way to `answer`, newest release first: one entry a release and reason.
+
+    For a pinned release its other builds; for "auto" those that would have been preferred, and where nothing runs at
+    all, for each reason only the newest release that it keeps away. None where there is no GPU.
+    """
+    host = checked(host, catalogue)
     if not host.gpus:
         return []
-    driver = driver_version(host.driver)
+    driver = stage(host.driver, host.os, catalogue)
+    asked = _Asked(host, driver, catalogue)
+    cards = [_card(gpu, asked) for gpu in host.gpus]
+    cards = [card for card in cards if card.sass | card.ptx] or cards  # what no build serves refuses no build
+    passed = catalogue.members(host.machine, catalogue.of_release(host.machine, host.torch))
+    chosen = next((one for one in passed if (one.torch, one.name) == (answer.torch, answer.build)), None)
+    if chosen and host.torch == "auto":
+        passed = passed[: passed.index(chosen)]
+    grouped: dict[tuple[str, str], list[str]] = {}
+    for build in passed:
+        if build is not chosen:
+            reason = _refused(build, chosen, cards, asked)
+            torch = build.torch
+            if host.torch == "auto" and not chosen:
+                torch = next((one for one, other in grouped if other == reason), torch)
+            if torch == build.torch:
+                grouped.setdefault((torch, reason), []).append(build.name)
+    return [Refusal(torch, ", ".join(names), reason) for (torch, reason), names in grouped.items()]
+
+
+def _refused(build: Build, chosen: Build | None, cards: list[_Card], asked: _Asked) -> str:
+    """Why not `build`: what no driver mends comes first."""
+    host, driver, catalogue = asked
+    assert build.cuda is not None
+    if host.python and host.python not in catalogue.pythons(build.torch, host.machine):
+        return f"no wheels for Python {host.python}."
+    place = catalogue.builds[host.machine].index
+    bit = 1 << place(build)
+    floor, needed = catalogue.floors[host.os][build.cuda[0]]
+    unknown = [card for card in cards if card.compute is None]
+    if unknown:
+        return f"the compute capability of {unknown[0].gpu.name} is unknown."
+    lacking = [card for card in cards if not (card.code | card.ptx) & bit]
+    if lacking:
+        titles = " and ".join(_unique(card.title for card in lacking))
+        served = [str(card.gpu.number) for card in cards if driver >= needed and (card.sass | card.ptx) & bit]
+        return f"no kernels for {titles}{'; it would serve only GPU ' if served else ''}{', '.join(served)}."
+    for card in cards:
+        if card.gone and card.branch:
+            return f"driver {host.driver} no longer knows {card.title}."
+    if driver < needed:
+        return f"CUDA {build.cuda[0]} needs driver {floor} or newer."
+    assert chosen is not None  # what runs on all these cards is never refused for nothing
+    by_ptx = [card for card in cards if card.sass & (1 << place(chosen)) and not card.sass & bit]
+    if by_ptx:
+        return f"could run on {by_ptx[0].title} only from PTX, the last resort."
+    better = "is what the default package index carries" if chosen.default else "is the newer CUDA"
+    return f"would run as well, but {chosen.name} {better}."
+
+
+def obstacles(host: Host, catalogue: Catalogue) -> list[Obstacle]:
+    """What keeps each GPU of `host` from the asked release, in the order of the GPUs; none for those it serves."""
+    host = checked(host, catalogue)
+    if not host.gpus:
+        return []
+    driver = stage(host.driver, host.os, catalogue)
     offered = catalogue.of_release(host.machine, host.torch) & catalogue.for_python(host.machine, host.python)
     usable = offered & catalogue.for_driver(host.machine, host.os, driver)
     asked = _Asked(host, driver, catalogue)
     cards = [_card(gpu, asked) for gpu in host.gpus]
     blocked = [card for card in cards if not usable & (card.sass | card.ptx)]
     return _unique(_obstacle(card, offered, usable, asked) for card in blocked)
+
+
+def changes(host: Host, catalogue: Catalogue) -> list[str]:
+    """The nearest changes of driver, release or Python after which all GPUs of `host` run, else at least one."""
+    host = checked(host, catalogue)
+    asked = _Asked(host, stage(host.driver, host.os, catalogue), catalogue)
+    return _changes([_card(gpu, asked) for gpu in host.gpus], asked)
 
 
 def _obstacle(card: _Card, offered: int, usable: int, asked: _Asked, chosen: Build | None = None) -> Obstacle:
@@ -265,6 +405,12 @@ def _obstacle(card: _Card, offered: int, usable: int, asked: _Asked, chosen: Bui
     )
     python = f" for Python {host.python}" if host.python and host.torch == "auto" and not chosen else ""
     if card.compute is None:
+        if is_virtual(card.gpu.name):
+            return Obstacle(
+                "unknown",
+                f"{card.gpu.name} is a virtual GPU that is not recognised by its name, "
+                "and nvidia-smi does not print its compute capability.",
+            )
         text = f"the compute capability of {card.gpu.name} is unknown: nvidia-smi does not print it and no name fits."
         return Obstacle("unknown", text)
     if card.gone and card.branch:
@@ -272,6 +418,12 @@ def _obstacle(card: _Card, offered: int, usable: int, asked: _Asked, chosen: Bui
         return Obstacle("driver-new", f"driver {host.driver} no longer knows {card.title}: {last}")
     if not offered:
         return Obstacle("release", _not_offered(host, catalogue))
+    if not card.code and _newer_than_catalogue(card, catalogue):
+        return Obstacle(
+            "arch",
+            f"{card.title} may be newer than the catalogue of {catalogue.as_of}, "
+            "which has no wheel for it: update the template.",
+        )
     if not offered & card.code:
         held = sorted({sm for build in catalogue.members(host.machine, offered) for sm in build.sass})
         names = " ".join(f"sm_{major}{minor}" for major, minor in held)
@@ -300,16 +452,21 @@ def _not_offered(host: Host, catalogue: Catalogue) -> str:
 
 def _changes(cards: list[_Card], asked: _Asked) -> list[str]:
     """The nearest changes after which all GPUs run, or failing that at least one: one change, else two, else three."""
+    host, driver, catalogue = asked
+    usable = catalogue.of_release(host.machine, host.torch) & catalogue.for_python(host.machine, host.python)
+    usable &= catalogue.for_driver(host.machine, host.os, driver)
     known = [card for card in cards if card.compute]
     groups = [known] if len(known) == len(cards) else []
-    if not any(card.sass for card in cards):  # else: no change for one GPU at the cost of another
+    if not any((card.sass | card.ptx) & usable for card in cards):  # else: no change for one at the cost of another
         groups += [[card] for card in known]
     for group in groups:
         for kinds in (("driver", "release", "python"), ("driver release", "release python", "driver python"), ("all",)):
             found = [sentence for sentence in _unique(_change(kind, group, asked) for kind in kinds) if sentence]
             if found:
                 return found
-    unknown = [card.gpu.name for card in cards if card.compute is None]
+    unknown = _unique(card.gpu.name for card in cards if card.compute is None)
+    if asked.driver >= _PRINTS_CAPABILITY:
+        return [f"look up the compute capability of {name} and give it with --gpu NAME,CAPABILITY." for name in unknown]
     return [f"update the driver to 510 or newer, which prints the compute capability of {name}." for name in unknown]
 
 
@@ -362,14 +519,16 @@ def _end_of_road(cards: list[_Card], host: Host, catalogue: Catalogue) -> list[s
     newest = next(iter(catalogue.releases))
     sentences = []
     for card in cards:
-        if not card.code:
+        if _newer_than_catalogue(card, catalogue):
+            sentences.append("update the template, which brings a newer catalogue: cruft update.")
+        elif not card.code:
             if card.compute:
                 sentences.append(f"no published {host.machine} wheel has kernels for {card.title}.")
-            continue
-        last = catalogue.best(host.machine, card.code)
-        if last.torch != newest:
-            branch = f"; driver branch {card.branch.last} is the last for it" if card.branch else ""
-            sentences.append(f"torch {last.torch} is the last release with kernels for {card.title}{branch}.")
+        else:
+            last = catalogue.best(host.machine, card.code)
+            if last.torch != newest:
+                branch = f"; driver branch {card.branch.last} is the last for it" if card.branch else ""
+                sentences.append(f"torch {last.torch} is the last release with kernels for {card.title}{branch}.")
     return _unique(sentences)
 
 
@@ -387,6 +546,21 @@ def _newer_driver(build: Build, served: list[_Card], asked: _Asked) -> list[str]
     if best.torch == build.torch or not best.cuda or driver >= catalogue.floors[host.os][best.cuda[0]][1]:
         return []
     return [f"{_driver_step(best, served, host, catalogue)} to use torch {best.torch} ({best.name})."]
+
+
+def _newer_python(build: Build, served: list[_Card], asked: _Asked) -> list[str]:
+    """For "auto": the newer release that another Python would allow with the same GPUs and the same driver."""
+    host, driver, catalogue = asked
+    if host.torch != "auto" or not host.python:
+        return []
+    builds = catalogue.for_driver(host.machine, host.os, driver)
+    for card in served:
+        builds &= card.sass
+    best = catalogue.best(host.machine, builds) if builds else build
+    if best.torch == build.torch or host.python in catalogue.pythons(best.torch, host.machine):
+        return []
+    python = _nearest_python(host.python, catalogue.pythons(best.torch, host.machine))
+    return [f"use Python {python} to use torch {best.torch} ({best.name})."]
 
 
 def _cpu_advice(host: Host, catalogue: Catalogue) -> str:
