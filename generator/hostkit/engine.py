@@ -130,15 +130,17 @@ def _docker_state(message: str) -> str:
     return "failed"
 
 
+# a line that is a version and nothing else, as --short prints it, or that ends with "version v2.38.1"
+_COMPOSE = re.compile(
+    r"(?:^|\bversion )v?([0-9]{1,4}\.[0-9]{1,4}(?:[.+~-][0-9A-Za-z.+~-]{1,40})?)[ \t\r]*$", re.MULTILINE
+)
+
+
 def ask_compose(limit: float) -> str:
     """The version of Compose, "" when there is none."""
     for command in (["docker", "compose", "version", "--short"], ["docker-compose", "version", "--short"]):
         answer = ask(command, limit)
-        match = (
-            re.search(r"(?<![0-9.])([0-9]{1,4}\.[0-9]{1,4}(?![0-9])\S{0,40})", answer.out)
-            if answer.state == "ok"
-            else None
-        )
+        match = _COMPOSE.search(answer.out) if answer.state == "ok" else None
         if match:
             return match[1]
     return ""

@@ -16,7 +16,7 @@ def read(path: str, limit: int = 1 << 20) -> str:
     try:
         with host_path(path).open("rb") as file:
             return file.read(limit).decode("utf-8", "replace")
-    except OSError:
+    except (OSError, ValueError):  # ValueError: no file can have such a name
         return ""
 
 
@@ -24,5 +24,5 @@ def names(path: str) -> list[str]:
     """What a directory holds, sorted; nothing when it cannot be read."""
     try:
         return sorted(entry.name for entry in host_path(path).iterdir())
-    except OSError:
+    except (OSError, ValueError):  # ValueError: no file can have such a name
         return []

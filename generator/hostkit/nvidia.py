@@ -12,6 +12,7 @@ from .program import Answer, ask
 from .resolve import Gpu
 
 NAME = 96  # characters of a GPU's name; NVML_DEVICE_NAME_V2_BUFFER_SIZE
+UNNAMED = "NVIDIA GPU"  # where nvidia-smi has only a placeholder for the name
 
 # R470 and older lack compute_cap, drivers before R450 mig.mode.current: a field that is refused is left out
 OPTIONAL = ("compute_cap", "mig.mode.current")
@@ -88,27 +89,32 @@ def read_smi(answer: Answer, fields: tuple[str, ...] = QUERY) -> Smi:
     gpus = tuple(
         Gpu(
             int(row["index"]),
-            row["name"][:NAME],
+            (_known(row["name"]) or UNNAMED)[:NAME],
             _capability(row.get("compute_cap", "")),
             _mib(row["memory.total"]),
-            _known(row["uuid"]),
+            _uuid(row["uuid"]),
         )
         for row in rows
     )
     mig = tuple(int(row["index"]) for row in rows if row.get("mig.mode.current", "").lower() == "enabled")
-    return Smi("ok", message, _driver(rows[0]["driver_version"]), gpus, mig)
+    drivers = {_driver(row["driver_version"]) for row in rows} - {""}
+    return Smi("ok", message, drivers.pop() if len(drivers) == 1 else "", gpus, mig)  # a machine has one driver
 
 
 def _rows(text: str, fields: tuple[str, ...]) -> tuple[list[dict[str, str]], str]:
-    """The CSV rows by field, and the lines that are none."""
-    rows, rest = [], []
+    """The CSV rows by field, one a GPU, and the lines that are none."""
+    rows: dict[int, dict[str, str]] = {}
+    rest = []
+    text = text.lstrip("\ufeff")
     for line in text.split("\n"):  # and at nothing else that Python takes for the end of a line
         cells = [cell.strip() for cell in line.split(",")]
-        if len(cells) == len(fields) and re.fullmatch("[0-9]{1,4}", cells[0]):
-            rows.append(dict(zip(fields, cells)))  # noqa: B905 (Python 3.8; of one length)
+        if len(cells) == len(fields) and re.fullmatch("[0-9]{1,4}", cells[0]) and int(cells[0]) not in rows:
+            rows[int(cells[0])] = dict(zip(fields, cells))  # noqa: B905 (Python 3.8; of one length)
         else:
             rest.append(line)
-    return rows, "\n".join(rest)
+    if fields[-1] == "memory.total" and rows and not text.endswith("\n"):
+        list(rows.values())[-1]["memory.total"] = ""  # cut off, perhaps within the number
+    return list(rows.values()), "\n".join(rest)
 
 
 def read_slices(text: str) -> tuple[Slice, ...]:
@@ -117,12 +123,14 @@ def read_slices(text: str) -> tuple[Slice, ...]:
     gpu = -1
     for line in text.split("\n"):
         parent = re.match(r"GPU ([0-9]{1,4}):", line)
-        part = re.match(r"\s+MIG (\S{1,40})\s+Device\s+[0-9]{1,4}: \(UUID: (MIG-[A-Za-z0-9/-]{1,100})\)", line)
+        part = re.match(r"\s+MIG ([0-9a-z.+-]{1,40})\s+Device\s+[0-9]{1,4}: \(UUID: (MIG-[A-Za-z0-9/-]{1,100})\)", line)
         if parent:
             gpu = int(parent[1])
         elif part and gpu >= 0:
             found.append(Slice(gpu, part[1], part[2]))
-    return tuple(found)
+        elif line.strip():  # perhaps the next GPU, garbled: what follows may be its instances
+            gpu = -1
+    return tuple(dict.fromkeys(found))
 
 
 def _known(cell: str) -> str:
@@ -130,20 +138,25 @@ def _known(cell: str) -> str:
     return "" if cell.startswith("[") or cell in {"N/A", "ERR!"} else cell
 
 
+def _uuid(cell: str) -> str:
+    """A GPU's UUID; "" when the cell holds anything else."""
+    return cell if re.fullmatch("GPU-[0-9A-Za-z-]{1,60}", cell) else ""
+
+
 def _driver(cell: str) -> str:
     """The driver's version; "" when the cell holds anything else."""
-    match = re.match(r"[0-9]{2,4}(\.[0-9]{1,6}){1,3}(?![0-9.])", cell)
-    return match[0] if match else ""
+    return cell if re.fullmatch(r"[0-9]{2,4}(\.[0-9]{1,6}){1,3}", cell) else ""
 
 
 def _capability(cell: str) -> str:
     """A compute capability; "" when the cell holds anything else, so that the name tells."""
-    return cell if re.fullmatch(r"[0-9]{1,2}\.[0-9]", cell) else ""
+    return cell if re.fullmatch(r"[1-9][0-9]?\.[0-9]", cell) else ""
 
 
 def _mib(cell: str) -> int | None:
-    match = re.match(r"[0-9]{1,9}(?![0-9])", cell)
-    return int(match[0]) if match else None
+    """A number of MiB, also with its unit; None when the cell holds anything else, such as 24.0 GiB or 0."""
+    match = re.fullmatch(r"([0-9]{1,9})( ?MiB)?", cell)
+    return int(match[1]) or None if match else None
 
 
 _SMI_TEXTS = (

@@ -257,7 +257,7 @@ def _free(path: Path) -> int | None:
     """Free bytes for this user on the file system of `path`; None when that cannot be read."""
     try:
         return shutil.disk_usage(path).free
-    except OSError:
+    except (OSError, ValueError):  # ValueError: no file can have such a name
         return None
 
 
