@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -246,41 +245,3 @@ def test_new_when_a_hook_refuses(capsys, repository, tmp_path):
     status, _, err = run(capsys, "new", "--output", tmp_path / "out")
     assert (status, err.count("\n")) == (2, 1)
     assert not (tmp_path / "out" / "thing").exists()
-
-
-# hostkit on its own
-
-
-def pythons():
-    """Every Python from 3.8 on that is installed here: a host's own is seldom the one that runs the tests."""
-    for minor in range(8, 16):
-        name = f"python3.{minor}"
-        program = shutil.which(name)
-        works = program and subprocess.run([program, "-c", ""], capture_output=True, check=False).returncode == 0
-        missing = pytest.mark.skip(reason=f"{name} is not installed here")
-        yield pytest.param(program, id=name, marks=[] if works else [missing])
-
-
-@pytest.mark.parametrize("python", [pytest.param(sys.executable, id="this"), *pythons()])
-def test_hostkit_runs_as_a_copy_of_its_own(tmp_path, monkeypatch, python):
-    if python != sys.executable:  # version managers put scripts on PATH that need it themselves
-        show = [python, "-c", "import sys; print(sys.executable)"]
-        python = subprocess.run(show, capture_output=True, text=True, check=True).stdout.strip()
-    host = DescribedHost(tmp_path, monkeypatch)
-    host.nvidia_smi("580.95.05", "V100")
-    host.docker(ServerVersion="28.3.0", Runtimes={"nvidia": {}})
-    inside = tmp_path / "p" / ".devcontainer"
-    shutil.copytree(ROOT / "generator" / "hostkit", inside / "hostkit", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "generator" / "catalog.json", inside)
-    (inside / "project.json").write_text('{"slug": "p", "torch": "2.8.0", "python": "3.11"}')
-    (tmp_path / "p" / "compose.gpu.yaml").write_text("services:\n  dev: {}\n")
-    command_line = [python, "-B", "-m", "hostkit", "setup", "--project", str(tmp_path / "p")]
-    done = subprocess.run(command_line, cwd=inside, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "torch 2.8.0+cu128" in done.stdout.splitlines()[-1]
-    assert "LAB_TORCH_BUILD=cu128" in (tmp_path / "p" / ".env").read_text()
-    assert not list(inside.rglob("__pycache__"))
-    for arguments in (["doctor", "--json"], ["resolve", "--json", "--machine", "x86_64"]):
-        done = subprocess.run([python, "-B", "-m", "hostkit", *arguments], cwd=inside, capture_output=True, check=False)
-        assert done.stderr == b""
-        assert json.loads(done.stdout)
