@@ -109,10 +109,12 @@ def card(text: str, catalogue: Catalogue) -> Card:
     printed = capability(rest[0]) if rest else None
     if printed:
         return Card(name, printed)
+    alike = [Card(known, compute) for known, compute, _ in catalogue.gpu_names() if _holds(known, name)]
     named = catalogue.by_name(name)
     if named:
-        return Card(name, named[0])
-    alike = [Card(known, compute) for known, compute, _ in catalogue.gpu_names() if _holds(known, name)]
+        same = [one for one in alike if one.compute == named[0]]
+        whole = not same or any(one.name == name for one in same)
+        return Card(name, named[0]) if whole else min(same, key=lambda one: len(one.name))
     if len({one.compute for one in alike}) > 1:
         raise BadRequest(f"GPU {quoted(name)} may be {_either(alike)}: give the whole name.")
     if alike:

@@ -190,6 +190,7 @@ def host_words(answers: Mapping[str, Any]) -> list[str]:
         from generator.hostkit.catalogue import Catalogue  # noqa: PLC0415
         from generator.hostkit.program import LIMIT  # noqa: PLC0415
         from generator.hostkit.project import Project  # noqa: PLC0415
+        from generator.hostkit.wishes import Wishes  # noqa: PLC0415
 
         catalogue = Catalogue.read(ROOT / "generator" / "catalog.json")
         # Without asking the container engine, which takes longer than everything else here: nothing of it decides the
@@ -200,7 +201,7 @@ def host_words(answers: Mapping[str, Any]) -> list[str]:
         findings = doctor.examine(facts, answer, catalogue, torch, python)
         words = report.summary(facts, answer, findings)
         if not facts.gpus:
-            decided = decision.decide(facts, Project(torch=torch, python=python), decision.Wishes(), catalogue)
+            decided = decision.decide(facts, Project(torch=torch, python=python), Wishes(), catalogue)
             words.append(printable(decided.summary.replace("torch ", "torch   ", 1)))
         failed = strict and doctor.exit_status(findings) != 0
     except Exception as error:

@@ -64,7 +64,11 @@ def facts(*cards: str, driver: str = "570.86.10", **changes: object) -> Facts:
         cards=tuple(Card(f"0000:0{number}:00.0", 0x2684, "nvidia") for number in range(len(cards))),
         wsl_driver=False,
         docker=Docker(
-            "ok", version="28.3.0", runtimes=("nvidia", "runc") if gpus else ("runc",), root="/var/lib/docker"
+            "ok",
+            version="28.3.0",
+            runtimes=("nvidia", "runc") if gpus else ("runc",),
+            root="/var/lib/docker",
+            cdi_directories=("/etc/cdi", "/var/run/cdi"),
         ),
         compose="2.38.1",
         toolkit="1.19.1" if gpus else "",

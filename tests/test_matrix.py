@@ -221,7 +221,7 @@ def test_a_driver_older_than_the_gpu_is_remarked_on(capsys):
         ("NVIDIA GeForce RTX 5090", "NVIDIA GeForce RTX 5090", (12, 0)),
         ("rtx 5090", "NVIDIA GeForce RTX 5090", (12, 0)),
         ("1080 Ti", "NVIDIA GeForce GTX 1080 Ti", (6, 1)),
-        ("A100", "A100", (8, 0)),
+        ("A100", "NVIDIA A100 80GB PCIe", (8, 0)),
         ("V100", "Tesla V100-PCIE-16GB", (7, 0)),
         ("T4", "Tesla T4", (7, 5)),
         ("NVIDIA GeForce RTX 5090,12.0,32607", "NVIDIA GeForce RTX 5090", (12, 0)),

@@ -157,7 +157,7 @@ def test_a_driver_that_forgot_the_card():
     answer = ask("610.43.02", "1080", torch="2.8.0")
     assert answer.status == "impossible"
     assert "580 is the last branch for Pascal" in answer.reasons[0]
-    assert any("580 branch" in text and "below 590" in text for text in answer.advice)
+    assert any("580 branch" in text for text in answer.advice)
     assert obstacles(Host("610.43.02", (gpu("1080"),)), CATALOGUE)[0].kind == "driver-new"
 
 

@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 from generator.hostkit import certificates, decision, setup
 from generator.hostkit import project as files
 from generator.hostkit.catalogue import BadRequest
-from generator.hostkit.decision import Wishes
 from generator.hostkit.engine import Docker, Running
 from generator.hostkit.nvidia import Card, Slice, Smi
 from generator.hostkit.project import BEGIN, END, Project
 from generator.hostkit.resolve import Gpu
+from generator.hostkit.wishes import OVERRIDES, Wishes
 
 CARD = (Card("0000:01:00.0", 0x2684),)
 
@@ -140,12 +140,14 @@ def test_cards_that_are_not_served_are_hidden(project, capsys):
     [
         (Docker("ok", version="28.3.0", runtimes=("nvidia",)), {}, "gpu"),
         (Docker("ok", version="28.3.0", runtimes=("nvidia",)), {"cdi": ("/etc/cdi/nvidia.yaml",)}, "gpu"),
-        (Docker("ok", version="28.3.0"), {"cdi": ("/etc/cdi/nvidia.yaml",)}, "gpu-cdi"),
+        (Docker("ok", version="28.3.0", cdi_directories=("/etc/cdi",)), {"cdi": ("/etc/cdi/nvidia.yaml",)}, "gpu-cdi"),
+        (Docker("ok", version="28.3.0"), {"cdi": ("/etc/cdi/nvidia.yaml",), "toolkit": ""}, "cpu"),
         (Docker("ok", version="28.3.0", cdi=True), {}, "gpu-cdi"),
         (Docker("ok", version="5.4.0", kind="podman", rootless=True), {"cdi": ("/etc/cdi/nvidia.yaml",)}, "gpu-cdi"),
         (Docker("ok", version="5.4.0", kind="podman", rootless=True), {}, "cpu"),
         (Docker("ok", version="20.10.24"), {"toolkit": "", "cdi": ("/etc/cdi/nvidia.yaml",)}, "cpu"),
-        (Docker("ok", version="28.3.0", kind="desktop"), {"toolkit": ""}, "gpu"),
+        (Docker("ok", version="28.3.0", kind="desktop"), {"toolkit": "", "system": "wsl2"}, "gpu"),
+        (Docker("ok", version="28.3.0", kind="desktop"), {"toolkit": ""}, "cpu"),
         (Docker("ok", version="28.3.0"), {"toolkit": "", "hook": True}, "gpu"),
         (Docker("ok", version="28.3.0"), {"toolkit": "1.19.1"}, "gpu"),
         (Docker("ok", version="28.3.0"), {"toolkit": ""}, "cpu"),
@@ -271,7 +273,7 @@ def test_splitting_keeps_every_byte_and_settles(lines):
 
 def test_compose_reads_no_name_that_a_shell_overrides_the_decision_with(project):
     run(project, facts("4090"))
-    assert set(block(project)) & set(decision.OVERRIDES) == {"COMPOSE_PROJECT_NAME"}
+    assert set(block(project)) & set(OVERRIDES) == {"COMPOSE_PROJECT_NAME"}
     assert set(block(project)) == set(files.KEYS)
 
 

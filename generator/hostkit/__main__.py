@@ -6,6 +6,7 @@ import argparse
 import io
 import itertools
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -13,9 +14,10 @@ from typing import Iterable, Sequence
 
 from . import decision, doctor, probe, report, setup
 from .catalogue import BadRequest, Catalogue
-from .project import needs, project_settings
+from .project import CannotWrite, needs, project_settings, read_text, split_env
 from .resolve import Gpu, Host, Refusal, Resolution, check_python, check_release, refusals, resolve
 from .terminal import printable, quoted, tolerate
+from .wishes import ACCELS, Wishes, read_wishes
 
 
 def main(arguments: Sequence[str] | None = None, program: str = "hostkit") -> int:
@@ -46,7 +48,7 @@ def home() -> Path:
 def add_setup(parser: argparse.ArgumentParser) -> None:
     """Options of `setup`."""
     parser.add_argument("--project", type=Path, default=home(), help="the project's root (default: this one)")
-    parser.add_argument("--accel", choices=decision.ACCELS, help="gpu, gpu-cdi or cpu instead of what is found")
+    parser.add_argument("--accel", choices=ACCELS, help="gpu, gpu-cdi or cpu instead of what is found")
     parser.add_argument("--catalog", type=Path, help="another catalog.json")
     parser.set_defaults(run=lambda options: setup.run(options.project, options.accel, _catalogue(options)))
 
@@ -96,19 +98,45 @@ def _catalogue(options: argparse.Namespace) -> Catalogue:
 
 def _doctor(options: argparse.Namespace) -> int:
     catalogue = _catalogue(options)
+    if not options.project.is_dir():
+        raise BadRequest(f"--project {options.project} is not a directory: name the project's root.")
     pinned = project_settings(options.project)
-    torch, python = options.torch or pinned.torch, options.python or pinned.python
-    check_release(torch, catalogue)
+    mine, fault = _wishes(options.project)
+    torch, python = options.torch or (mine.torch if mine else "") or pinned.torch, options.python or pinned.python
+    try:
+        check_release(torch, catalogue)
+    except BadRequest as error:
+        if options.torch or not (mine and mine.torch):
+            raise
+        fault, torch = f"TORCH_VERSION: {error}", pinned.torch
     check_python(python)
     facts = probe.probe(options.project, needs=needs(options.project))
     answer = doctor.resolution(facts, catalogue, torch, python)
-    findings = doctor.examine(facts, answer, catalogue, torch, python)
-    print(
-        report.as_json(findings)
-        if options.json
-        else report.as_text(doctor.grouped(findings), report.colour_wanted(sys.stdout))
-    )
+    decided = ""
+    if mine and not fault and (options.project / ".devcontainer" / "project.json").is_file():
+        try:
+            decided = decision.decide(facts, pinned._replace(torch=torch), mine, catalogue).summary
+        except BadRequest as error:
+            fault = str(error)
+    findings = doctor.examine(facts, answer, catalogue, torch, python, mine, fault)
+    if options.json:
+        print(report.as_json(findings))
+    else:
+        print(report.as_text(doctor.grouped(findings), report.colour_wanted(sys.stdout)))
+        if decided:
+            print(printable(f"this project here: {decided}"))
     return doctor.exit_status(findings)
+
+
+def _wishes(project: Path) -> tuple[Wishes | None, str]:
+    """(the user's overrides for a project, why they cannot be read); None where there is no project."""
+    if not (project / "compose.yaml").is_file():
+        return None, ""
+    try:
+        own, _ = split_env(read_text(project / ".env"))
+        return read_wishes(os.environ, own), ""
+    except (BadRequest, CannotWrite) as error:
+        return None, str(error)
 
 
 def _resolve(options: argparse.Namespace) -> int:
@@ -156,6 +184,7 @@ def _gpu(index: int, text: str) -> Gpu:
             f'--gpu {quoted(text)} is not NAME,CAPABILITY,MIB: write e.g. "NVIDIA GeForce RTX 4090,8.9,24564".'
         )
     compute, memory = [*rest, "", ""][:2]
+    memory = re.sub(r" ?MiB$", "", memory)  # as nvidia-smi prints it without nounits
     if memory and not re.fullmatch("[0-9]{1,9}", memory):
         raise BadRequest(f"--gpu {quoted(text)}: the memory {quoted(memory)} is not a number of MiB.")
     return Gpu(index, name, compute, int(memory) if memory else None)

@@ -63,6 +63,8 @@ def driver_version(text: str) -> tuple[int, ...]:
     if not re.fullmatch(r"[0-9]{2,4}(\.[0-9]{1,6}){0,3}", text.strip()):
         raise BadRequest(f"driver {quoted(text)} is not a version: give what nvidia-smi prints, such as 570.86.10.")
     numbers = version(text.strip())
+    if numbers[0] < 100:
+        raise BadRequest(f"driver {quoted(text)} looks like a version of CUDA: give the driver's, such as 570.86.10.")
     return numbers if len(numbers) > 1 else (*numbers, 10**6)
 
 
@@ -334,7 +336,8 @@ _FORM_AND_SIZE = re.compile(r"([- ](pcie|sxm\d*|\d+gb?)\b).*")
 
 
 def _names(rows: list[list[Any]]) -> list[tuple[str, tuple[int, int], int]]:
-    """Known names, longest first, each also without form factor and size ("Tesla V100" for "Tesla V100-SXM2-16GB")."""
+    """Known names, longest first, each also without form factor and size ("Tesla V100" for "Tesla V100-SXM2-16GB")
+    and without "GeForce" or "Tesla"."""
     known: dict[str, tuple[tuple[int, int], int]] = {}
     exact = []
     for name, compute, memory_gib in rows:
@@ -344,4 +347,6 @@ def _names(rows: list[list[Any]]) -> list[tuple[str, tuple[int, int], int]]:
         exact.append((plain, entry))
         known.setdefault(_FORM_AND_SIZE.sub("", plain), entry)
     known.update(exact)
+    for name, entry in list(known.items()):  # as people say it: "RTX 3090", "V100"
+        known.setdefault(re.sub(r"^(geforce|tesla) ", "", name), entry)
     return [(name, *known[name]) for name in sorted(known, key=len, reverse=True)]

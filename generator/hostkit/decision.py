@@ -2,36 +2,17 @@
 
 from __future__ import annotations
 
-import re
-from typing import Mapping, NamedTuple
+from typing import NamedTuple
 
 from . import doctor
 from .catalogue import BadRequest, Build, Catalogue
 from .engine_checks import has_cdi
 from .finding import counted
 from .probe import Facts
-from .project import Project, own_values
+from .project import Project
 from .resolve import Gpu, Host, Resolution, check_python, check_release, resolve
 from .terminal import shortened
-
-ACCELS = ("auto", "gpu", "gpu-cdi", "cpu")
-
-OVERRIDES = (
-    "YOLO_ACCEL", "TORCH_BUILD", "TORCH_VERSION", "CUDA_VISIBLE_DEVICES", "EXTRA_CA_CERTS", "TORCH_INDEX_BASE",
-    "COMPOSE_PROJECT_NAME",
-)  # fmt: skip
-
-
-class Wishes(NamedTuple):
-    """What the user set, in the shell or in their own lines of .env; "" where nothing was."""
-
-    accel: str = "auto"
-    build: str = ""
-    torch: str = ""
-    devices: str = ""
-    certificates: str = ""
-    index_base: str = ""
-    project_name: str = ""  # for compose
+from .wishes import Wishes
 
 
 class Decision(NamedTuple):
@@ -45,37 +26,6 @@ class Decision(NamedTuple):
     summary: str  # the decision itself
 
 
-def read_wishes(environment: Mapping[str, str], own: str, accel: str | None = None) -> Wishes:
-    """The overrides, the shell's before those in .env, `accel` (the command line's) before both. Raises BadRequest."""
-    lines = own_values(own)
-    value = {name: (environment.get(name) or lines.get(name) or "").strip() for name in OVERRIDES}
-    wished = accel or value["YOLO_ACCEL"] or "auto"
-    if wished not in ACCELS:
-        raise BadRequest(f"YOLO_ACCEL={shortened(wished)} is not one of {', '.join(ACCELS)}: correct it or remove it.")
-    if value["TORCH_BUILD"] and not re.fullmatch(r"cpu|cu[0-9]{3}", value["TORCH_BUILD"]):
-        raise BadRequest(
-            f"TORCH_BUILD={shortened(value['TORCH_BUILD'])} is not of the form cu126 or cpu: correct it or remove it."
-        )
-    devices = value["CUDA_VISIBLE_DEVICES"]
-    if devices and not re.fullmatch(
-        r"-1|[0-9]+(,[0-9]+)*|(GPU|MIG)-[A-Za-z0-9_/-]+(,(GPU|MIG)-[A-Za-z0-9_/-]+)*", devices
-    ):
-        raise BadRequest(
-            f"CUDA_VISIBLE_DEVICES={shortened(devices)} is neither numbers such as 0,1 nor GPU UUIDs: correct it."
-        )
-    base = value["TORCH_INDEX_BASE"].rstrip("/")
-    if base and not re.fullmatch(r"(https?|file)://[^\s$'\"`#\\]+", base):
-        raise BadRequest(
-            f"TORCH_INDEX_BASE={shortened(base)} is not a URL such as https://mirror.example/whl: correct it."
-        )
-    name = value["COMPOSE_PROJECT_NAME"]
-    if name and not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name):
-        raise BadRequest(
-            f"COMPOSE_PROJECT_NAME={shortened(name)} may hold only a-z, 0-9, _ and -, after a letter or digit."
-        )
-    return Wishes(wished, value["TORCH_BUILD"], value["TORCH_VERSION"], devices, value["EXTRA_CA_CERTS"], base, name)
-
-
 def decide(facts: Facts, project: Project, wishes: Wishes, catalogue: Catalogue) -> Decision:
     """How this project runs on this host. Pure. Raises BadRequest for a wish that nothing fits."""
     torch = wishes.torch or project.torch or "auto"
@@ -87,7 +37,7 @@ def decide(facts: Facts, project: Project, wishes: Wishes, catalogue: Catalogue)
         "gpu-cdi",
     }:  # nvidia-smi is stuck, say: what the kernel module knows will do
         here = facts.listed
-    gpus = () if on_cpu else _visible(here, wishes.devices)  # the CPU works whatever the GPUs are
+    gpus = () if on_cpu else visible(here, wishes.devices)  # the CPU works whatever the GPUs are
     host = facts.host(torch, project.python)._replace(gpus=gpus)
     answer, fault = _asked(host, catalogue)
     if fault:  # there is a GPU, but nothing can be asked about it
@@ -156,8 +106,11 @@ def _limits(facts: Facts, devices: str) -> list[str]:
     return said
 
 
-def _visible(gpus: tuple[Gpu, ...], devices: str) -> tuple[Gpu, ...]:
-    """The GPUs that CUDA_VISIBLE_DEVICES leaves; parts of a GPU (MIG) cannot be told apart here and leave all."""
+def visible(gpus: tuple[Gpu, ...], devices: str) -> tuple[Gpu, ...]:
+    """The GPUs that CUDA_VISIBLE_DEVICES leaves; parts of a GPU (MIG) cannot be told apart here and leave all.
+
+    Raises BadRequest when it names one that is not here.
+    """
     if not devices or not gpus or devices.startswith("MIG-"):
         return gpus
     if devices == "-1":
@@ -208,6 +161,8 @@ def _accel(
     if has_cdi(facts):
         return "gpu-cdi", ["the engine hands out the GPU by CDI."]
     if engine.kind == "podman":  # it has no runtimes to fall back on
+        return "cpu", _no_toolkit(facts)
+    if engine.kind == "desktop" and facts.system == "linux":
         return "cpu", _no_toolkit(facts)
     if engine.kind == "desktop" or facts.hook:
         return "gpu", []

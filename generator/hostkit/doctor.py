@@ -5,11 +5,14 @@ Every check is a function from the case at hand to one finding; `GROUPS` is thei
 
 from __future__ import annotations
 
+from typing import Iterator
+
 from . import engine_checks, gpu_checks, host_checks
 from .catalogue import BadRequest, Catalogue
-from .finding import Case, Finding
+from .finding import Case, Finding, Met
 from .probe import Facts
-from .resolve import Obstacle, Resolution, check_python, check_release, obstacles, resolve
+from .resolve import Resolution, changes, check_python, check_release, obstacles, resolve
+from .wishes import Wishes
 
 GROUPS = (
     ("GPU and driver", gpu_checks.CHECKS),
@@ -32,17 +35,36 @@ def resolution(facts: Facts, catalogue: Catalogue, torch: str = "auto", python: 
 
 
 def examine(
-    facts: Facts, answer: Resolution | None, catalogue: Catalogue, torch: str = "auto", python: str = ""
+    facts: Facts,
+    answer: Resolution | None,
+    catalogue: Catalogue,
+    torch: str = "auto",
+    python: str = "",
+    wishes: Wishes | None = None,
+    wish_fault: str = "",
 ) -> list[Finding]:
     """Every check, in the order in which they are told."""
-    found: tuple[Obstacle, ...] = ()
+    met: tuple[Met, ...] = ()
     fault = ""
     try:
-        found = tuple(obstacles(facts.host(torch, python), catalogue)) if facts.gpus else ()
+        met = tuple(_met(facts, catalogue, torch, python)) if facts.gpus else ()
     except BadRequest as error:
         fault = str(error)
-    case = Case(facts, answer, found, catalogue, fault)
+    case = Case(facts, answer, met, catalogue, fault, wishes, wish_fault)
     return [check(case) for _, checks in GROUPS for check in checks]
+
+
+def _met(facts: Facts, catalogue: Catalogue, torch: str, python: str) -> Iterator[Met]:
+    """Each GPU's own obstacle and change: what helps one of them may not help the other."""
+    host = facts.host(torch, python)
+    together = obstacles(host, catalogue)
+    for gpu in host.gpus:
+        alone = host._replace(gpus=(gpu,))
+        for obstacle in obstacles(alone, catalogue):
+            if obstacle in together:
+                compute = catalogue.compute(gpu.capability, gpu.name)
+                legacy = compute is not None and catalogue.branch(compute) is not None
+                yield Met(obstacle, next(iter(changes(alone, catalogue)), ""), legacy)
 
 
 def grouped(findings: list[Finding]) -> list[tuple[str, list[Finding]]]:
@@ -82,6 +104,8 @@ def engine_finding(facts: Facts) -> Finding:
 def limits(facts: Facts) -> list[str]:
     """Sentences on what may keep a container from starting with the GPU, or has taken it away from the running one."""
     case = Case(facts, None, (), None)
-    checks = (engine_checks.docker_rootless, engine_checks.toolkit_cdi_only, gpu_checks.gpu_lost)
+    checks = (engine_checks.docker_rootless, engine_checks.toolkit_cdi_only)
     found = [finding for finding in (check(case) for check in checks) if finding.level in {"warn", "fail"}]
-    return [f"{finding.cause}; if the container does not start: {finding.command}" for finding in found]
+    said = [f"{finding.cause}; if the container does not start: {finding.command}" for finding in found]
+    lost = gpu_checks.gpu_lost(case)
+    return said + ([f"{lost.cause}: {lost.command}"] if lost.level == "fail" else [])

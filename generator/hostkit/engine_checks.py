@@ -21,6 +21,11 @@ def docker_missing(case: Case) -> Finding:
         return Finding("docker.missing", "skip", "the engine was not asked")
     if docker.state == "missing" and case.facts.desktop_installed:
         return Finding("docker.missing", "skip", "Windows has Docker Desktop, see below")
+    if docker.state == "missing" and case.facts.podman:
+        return Finding(
+            "docker.missing", "fail", "Podman is here, but no docker command, which the dev container tools call",
+            "no container can start", _PODMAN.get(remedies.linux_family(case.facts), ""), LINKS["podman"],
+        )  # fmt: skip
     if docker.state == "missing":
         command, link = remedies.docker(case.facts)
         return Finding("docker.missing", "fail", "there is no docker command", "no container can start", command, link)
@@ -28,6 +33,16 @@ def docker_missing(case: Case) -> Finding:
     return Finding(
         "docker.missing", "ok", f"{name} {docker.version}".strip() + (", rootless" if docker.rootless else "")
     )
+
+
+_PODMAN = {
+    "ubuntu": "sudo apt-get install -y podman-docker docker-compose-v2",
+    "debian": "sudo apt-get install -y podman-docker docker-compose",
+    "fedora": "sudo dnf install -y podman-docker docker-compose",
+    "rhel": "sudo dnf install -y podman-docker docker-compose-plugin",
+    "suse": "sudo zypper install -y podman-docker docker-compose",
+    "arch": "sudo pacman -S --needed podman-docker docker-compose",
+}
 
 
 def docker_integration(case: Case) -> Finding:
@@ -38,9 +53,10 @@ def docker_integration(case: Case) -> Finding:
     if facts.docker.state == "integration" or (facts.docker.state == "missing" and facts.desktop_installed):
         name = facts.distribution.name or "this distribution"
         return Finding(
-            "docker.integration", "fail", f"Docker Desktop's WSL integration is off for {name}",
-            "no container can start: switch it on in Settings, Resources, WSL integration, then",
-            "wsl --shutdown", LINKS["integration"],
+            "docker.integration", "fail",
+            f"Docker Desktop does not serve {name}: it is not running, or its WSL integration is off here",
+            "no container can start: start it, then Settings, Resources, WSL integration; then in Windows",
+            "wsl.exe --shutdown", LINKS["integration"],
         )  # fmt: skip
     if facts.docker.state == "ok" and facts.docker.kind == "desktop":
         return Finding("docker.integration", "ok", "Docker Desktop serves this distribution")
@@ -130,8 +146,8 @@ def docker_userns(case: Case) -> Finding:
     if facts.docker.userns:
         return Finding(
             "docker.userns", "fail", "the daemon maps the users of containers to others (userns-remap)",
-            "the container could not write into this project: take \"userns-remap\" out, then restart Docker",
-            "sudoedit /etc/docker/daemon.json && " + remedies.restart_docker(facts), LINKS["userns"],
+            "the container could not write into this project, unless it is let off",
+            r"sed -i 's/^  init: true$/&\n  userns_mode: host/' compose.yaml", LINKS["userns"],
         )  # fmt: skip
     return Finding("docker.userns", "ok", "containers write as you")
 
@@ -157,12 +173,11 @@ def compose_old(case: Case) -> Finding:
 
 
 def has_cdi(facts: Facts) -> bool:
-    """Whether the engine can hand out GPUs by CDI. Docker before 25 knows no CDI, whatever files lie there."""
+    """Whether the engine can hand out GPUs by CDI. Docker names its CDI folders only where CDI is switched on."""
     docker = facts.docker
-    major = re.match("[0-9]{1,4}(?![0-9])", docker.version)
-    if docker.kind == "docker" and major and int(major[0]) < 25:
-        return False
-    return docker.cdi or bool(facts.cdi)
+    if docker.kind == "podman":
+        return bool(facts.cdi)
+    return docker.cdi or (bool(docker.cdi_directories) and bool(facts.cdi))
 
 
 def _toolkit_needed(case: Case) -> str:
@@ -170,20 +185,28 @@ def _toolkit_needed(case: Case) -> str:
     facts = case.facts
     if not case.has_gpu or facts.system in {"macos", "windows"}:
         return "there is no NVIDIA GPU" if not case.has_gpu else "Docker Desktop brings its own"
-    if facts.docker.kind == "desktop":
+    if facts.docker.kind == "desktop" and facts.system != "linux":
         return "Docker Desktop brings its own"
     if facts.docker.state != "ok":
         return ASKED
+    if facts.docker.kind == "desktop":
+        return "Docker Desktop on Linux hands out no GPU"
     return ""
 
 
 def toolkit_missing(case: Case) -> Finding:
     """Whether the NVIDIA Container Toolkit is installed."""
     facts = case.facts
+    if case.has_gpu and facts.system == "linux" and facts.docker.kind == "desktop":
+        return Finding(
+            "toolkit.missing", "fail", "Docker Desktop on Linux runs a virtual machine, which hands out no NVIDIA GPU",
+            "containers cannot see the GPU: use the machine's own Docker Engine", "docker context use default",
+            LINKS["docker"],
+        )  # fmt: skip
     because = _toolkit_needed(case)
     if because:
         return Finding("toolkit.missing", "skip", because)
-    if facts.toolkit or facts.hook or "nvidia" in facts.docker.runtimes or has_cdi(facts):
+    if facts.toolkit or facts.hook or "nvidia" in facts.docker.runtimes or facts.cdi or has_cdi(facts):
         known = facts.toolkit if facts.toolkit not in {"", "unknown"} else ""
         return Finding("toolkit.missing", "ok", f"NVIDIA Container Toolkit {known}".strip())
     cause = "the NVIDIA Container Toolkit is not installed"
@@ -198,11 +221,13 @@ def toolkit_runtime(case: Case) -> Finding:
     if because:
         return Finding("toolkit.runtime", "skip", because)
     if "nvidia" in facts.docker.runtimes:
-        return Finding("toolkit.runtime", "ok", "the engine has the nvidia runtime")
+        return _runtime_rules(facts)
     if has_cdi(facts):
         return Finding("toolkit.runtime", "ok", "the engine hands out the GPU by CDI")
     if not facts.toolkit and not facts.hook:
         return Finding("toolkit.runtime", "skip", "the toolkit is not installed")
+    if facts.cdi and toolkit_cdi_only(case).level == "fail":
+        return Finding("toolkit.runtime", "skip", "the GPU would come by CDI, see below")
     link = LINKS["cdi" if facts.docker.kind == "podman" else "toolkit"]
     if facts.docker.kind == "podman":
         cause, level = "there is no CDI specification for the GPU, and Podman needs one", "fail"
@@ -215,6 +240,21 @@ def toolkit_runtime(case: Case) -> Finding:
     return Finding("toolkit.runtime", level, cause, consequence, command, link)
 
 
+JIT_CDI = (1, 18)  # from here on the runtime describes devices to the engine itself, whatever no-cgroups says
+
+
+def _runtime_rules(facts: Facts) -> Finding:
+    """The nvidia runtime is registered: does it let containers use the device files?"""
+    numbers = tuple(map(int, re.findall("[0-9]{1,4}", facts.toolkit)[:2]))
+    if facts.no_cgroups and not facts.docker.rootless and numbers and numbers < JIT_CDI:
+        return Finding(
+            "toolkit.runtime", "fail", "no-cgroups is switched on for the toolkit, which only a rootless engine needs",
+            "containers get the GPU but may not use it (NVML: Unknown Error)",
+            "sudo nvidia-ctk config --set nvidia-container-cli.no-cgroups=false --in-place", LINKS["toolkit"],
+        )  # fmt: skip
+    return Finding("toolkit.runtime", "ok", "the engine has the nvidia runtime")
+
+
 def toolkit_cdi_only(case: Case) -> Finding:
     """Whether GPUs come by CDI alone, where tools that look for a runtime see none."""
     facts = case.facts
@@ -223,17 +263,21 @@ def toolkit_cdi_only(case: Case) -> Finding:
         return Finding("toolkit.cdi-only", "skip", because)
     if "nvidia" in facts.docker.runtimes:
         return Finding("toolkit.cdi-only", "ok", "not only by CDI")
-    if not has_cdi(facts):
-        return Finding("toolkit.cdi-only", "skip", "there is no CDI specification")
-    where = facts.cdi[0] if facts.cdi else "the engine's list of devices"
-    if facts.docker.kind == "docker" and not facts.docker.cdi and _major(facts.docker.version) < 28:
+    if has_cdi(facts):
+        where = facts.cdi[0] if facts.cdi else "the engine's list of devices"
+        cause = f"GPUs come only by CDI ({where}); this project asks for them that way"
+        return Finding("toolkit.cdi-only", "ok", cause)
+    if facts.cdi and facts.docker.kind == "docker" and _major(facts.docker.version) >= DOCKER_CDI:
         return Finding(
-            "toolkit.cdi-only", "warn", f"GPUs come only by CDI ({where}), which Docker {facts.docker.version} has off",
-            'unless /etc/docker/daemon.json has "features": {"cdi": true}, the container does not start',
+            "toolkit.cdi-only", "fail", f"{facts.cdi[0]} names the GPU, but Docker has CDI switched off",
+            "containers cannot see the GPU",
             "sudo nvidia-ctk runtime configure --runtime=docker --cdi.enabled && " + remedies.restart_docker(facts),
             LINKS["cdi"],
         )  # fmt: skip
-    return Finding("toolkit.cdi-only", "ok", f"GPUs come only by CDI ({where}); this project asks for them that way")
+    return Finding("toolkit.cdi-only", "skip", "there is no CDI specification")
+
+
+DOCKER_CDI = 25  # the first Docker that knows CDI; from 28.2 on it is switched on by default
 
 
 def _major(text: str) -> int:

@@ -8,6 +8,7 @@ from .catalogue import Catalogue
 from .probe import Facts
 from .resolve import Obstacle, Resolution
 from .terminal import printable
+from .wishes import Wishes
 
 
 class Finding(NamedTuple):
@@ -21,14 +22,24 @@ class Finding(NamedTuple):
     link: str = ""
 
 
+class Met(NamedTuple):
+    """What keeps one GPU from the torch that is asked for, and the nearest change that lets it run."""
+
+    obstacle: Obstacle
+    change: str = ""
+    legacy: bool = False  # the 580 branch of the driver is the last for this GPU
+
+
 class Case(NamedTuple):
     """What the checks look at."""
 
     facts: Facts
     resolution: Resolution | None
-    obstacles: tuple[Obstacle, ...]
+    obstacles: tuple[Met, ...]
     catalogue: Catalogue | None
     fault: str = ""  # why the resolver could not be asked about this host's GPUs
+    wishes: Wishes | None = None  # of the project that is looked at
+    wish_fault: str = ""  # why they cannot be followed
 
     @property
     def has_gpu(self) -> bool:

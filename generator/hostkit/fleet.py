@@ -44,7 +44,9 @@ def read(lines: Iterable[str], defaults: Host) -> Iterator[Line]:
         except (BadRequest, RecursionError) as error:
             yield Line(number, name, None, str(error))
         except json.JSONDecodeError as error:
-            yield Line(number, name, None, f"not a JSON object: {error.msg} at column {error.colno}.")
+            whole = text.lstrip()[:1] in {"[", "{"} and text.rstrip()[-1:] not in {"]", "}"}
+            hint = " Write one object a line (jq -c '.[]')." if whole else ""
+            yield Line(number, name, None, f"not a JSON object: {error.msg} at column {error.colno}.{hint}")
         except ValueError as error:  # a number of thousands of digits
             yield Line(number, name, None, f"not a JSON object: {error}.")
 

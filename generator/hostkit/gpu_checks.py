@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
+
 from . import remedies
-from .finding import Case, Finding, counted, excerpt
+from .finding import Case, Finding, Met, counted, excerpt
 from .nvidia import Card
 from .probe import Facts
 from .remedies import LINKS
 
-# NVIDIA's PCI device ids rise with the generation: the last Volta is 1df6, the first Turing 1e02 (pci.ids of 2023-04)
-FIRST_TURING = 0x1E00
+# NVIDIA's PCI device ids rise with the generation: the last Volta is 1df6, the first Turing 1e02, the last Ada 28xx
+# (pci.ids of 2023-04), and the RTX 5090 is 2b85
+FIRST_TURING, FIRST_BLACKWELL = 0x1E00, 0x2900
+RESTART = "the GPU cannot be used; restart the machine after the installation"
 
 
 def _nothing(case: Case) -> str:
@@ -28,6 +32,18 @@ def gpu_none(case: Case) -> Finding:
         return Finding("gpu.none", "skip", "nvidia-smi does not tell, see below")
     if case.has_gpu:
         return Finding("gpu.none", "skip", "the driver does not list a GPU that can be used, see below")
+    if facts.tegra:
+        return Finding(
+            "gpu.none", "warn", "this is a Jetson, and nvidia-smi lists no GPU",
+            "before Thor, Jetsons need NVIDIA's own builds of torch: containers of this project train on the CPU here",
+            "", LINKS["jetson"],
+        )  # fmt: skip
+    if facts.system == "wsl2":
+        cause, consequence = (
+            "WSL2 sees no NVIDIA GPU",
+            "training runs on the CPU; if Windows has one, its driver is missing",
+        )
+        return Finding("gpu.none", "warn", cause, consequence, "", LINKS["windows"])
     return Finding(
         "gpu.none", "warn", "no NVIDIA GPU was found", "training runs on the CPU, which suits only small data"
     )
@@ -51,14 +67,16 @@ def driver_missing(case: Case) -> Finding:
     if facts.smi.state == "missing" and facts.wsl_driver:
         return Finding(
             "driver.missing", "fail", "WSL2 has the Windows driver, but not its nvidia-smi",
-            "the GPU cannot be used", "wsl --update && wsl --shutdown", LINKS["wsl"],
+            "the GPU cannot be used", "wsl.exe --update && wsl.exe --shutdown", LINKS["wsl"],
         )  # fmt: skip
     if facts.smi.state in {"missing", "no-driver", "no-devices"} and facts.cards:
         return _not_loaded(facts)
     if facts.smi.state == "no-driver":
-        command, link = remedies.driver(facts, legacy=False)
+        if facts.system == "wsl2" and facts.wsl_driver:
+            return Finding("driver.missing", "skip", "a Linux driver hides that of Windows, see below")
         cause = "nvidia-smi is installed, but no NVIDIA driver is loaded"
-        return Finding("driver.missing", "fail", cause, "a GPU could not be used", command, link)
+        command = remedies.load_driver(facts)
+        return Finding("driver.missing", "fail", cause, "a GPU could not be used", command, LINKS["driver"])
     return Finding("driver.missing", "skip", "nvidia-smi did not answer, see the other checks")
 
 
@@ -68,7 +86,13 @@ def _unlisted(facts: Facts) -> Finding:
     cause = f"an NVIDIA GPU is at PCI {card.address}, but driver {facts.module} does not list it"
     if is_legacy(card):
         command, link = remedies.driver(facts, legacy=True)
-        consequence = "it is older than Turing, whose last driver branch is 580"
+        consequence = (
+            "it is older than Turing, whose last driver branch is 580; restart the machine after installing it"
+        )
+        return Finding("driver.missing", "fail", cause, consequence, command, link)
+    if card.device >= FIRST_BLACKWELL and facts.module.partition(".")[0] < "570":
+        command, link = remedies.driver(facts, newest=True)
+        consequence = "a GPU as new as this needs driver 570 or newer; restart the machine after installing it"
         return Finding("driver.missing", "fail", cause, consequence, command, link)
     return Finding(
         "driver.missing", "fail", cause, "the GPU cannot be used", "sudo dmesg | grep -i nvrm", LINKS["driver"]
@@ -94,17 +118,23 @@ def _not_loaded(facts: Facts) -> Finding:
             "this system cannot use the GPU", f"lspci -nnk -s {card.address}", LINKS["driver"],
         )  # fmt: skip
     installed = facts.smi.state != "missing"
-    if installed and facts.nouveau:
-        return Finding("driver.missing", "skip", "nouveau holds the GPU, see below")
     if installed and facts.secure_boot:
         return Finding(
             "driver.missing", "fail",
-            f"{there} and its driver is installed, but not loaded: Secure Boot refuses modules that nobody signed",
-            "the GPU cannot be used", "mokutil --sb-state; sudo modprobe nvidia", LINKS["secure-boot"],
+            f"{there} and its driver is installed, but not loaded: Secure Boot refuses modules of unknown origin",
+            "the GPU cannot be used; after the command restart, choose 'Enroll MOK' and type the same password",
+            remedies.enrol_key(facts), LINKS["secure-boot"],
         )  # fmt: skip
-    command, link = remedies.driver(facts, is_legacy(card))
-    cause = f"{there}, but its driver is not {'loaded' if installed else 'installed'}"
-    return Finding("driver.missing", "fail", cause, "the GPU cannot be used", command, link)
+    if holds_nouveau(facts):
+        return Finding("driver.missing", "skip", "nouveau holds the GPU, see below")
+    if installed:
+        return Finding(
+            "driver.missing", "fail", f"{there} and its driver is installed, but not loaded",
+            "the GPU cannot be used; often the kernel was updated and the driver's module not built for it",
+            remedies.load_driver(facts), LINKS["driver"],
+        )  # fmt: skip
+    command, link = remedies.driver(facts, is_legacy(card), card.device >= FIRST_BLACKWELL)
+    return Finding("driver.missing", "fail", f"{there}, but its driver is not installed", RESTART, command, link)
 
 
 def is_legacy(card: Card) -> bool:
@@ -112,20 +142,27 @@ def is_legacy(card: Card) -> bool:
     return 0 < card.device < FIRST_TURING
 
 
+def holds_nouveau(facts: Facts) -> bool:
+    """Whether the free driver has the card and NVIDIA's has not."""
+    return not facts.module and (facts.nouveau or any(card.driver == "nouveau" for card in facts.cards))
+
+
 def driver_nouveau(case: Case) -> Finding:
     """Whether the free driver keeps NVIDIA's from the card."""
     facts = case.facts
-    held = facts.nouveau or any(card.driver == "nouveau" for card in facts.cards)
     if facts.system != "linux" or not facts.cards:
         return Finding("driver.nouveau", "skip", _nothing(case))
-    if not held or facts.module:
+    if not holds_nouveau(facts):
         return Finding("driver.nouveau", "ok", "nouveau is not loaded")
-    if facts.smi.state == "missing":  # installing NVIDIA's driver keeps nouveau away as well
-        command, link = remedies.driver(facts, is_legacy(facts.cards[0]))
-    else:
-        command, link = remedies.without_nouveau(facts), LINKS["driver"]
     cause = "the free driver nouveau holds the GPU, and CUDA cannot use it"
-    return Finding("driver.nouveau", "fail", cause, "the GPU cannot be used", command, link)
+    if facts.smi.state == "missing":  # installing NVIDIA's driver keeps nouveau away as well
+        card = facts.cards[0]
+        command, link = remedies.driver(facts, is_legacy(card), card.device >= FIRST_BLACKWELL)
+        return Finding("driver.nouveau", "fail", cause + ": NVIDIA's is not installed", RESTART, command, link)
+    if facts.secure_boot:
+        return Finding("driver.nouveau", "skip", "Secure Boot keeps NVIDIA's driver out, see above")
+    consequence = "the GPU cannot be used; restart the machine after the command"
+    return Finding("driver.nouveau", "fail", cause, consequence, remedies.without_nouveau(facts), LINKS["driver"])
 
 
 def driver_hangs(case: Case) -> Finding:
@@ -134,8 +171,9 @@ def driver_hangs(case: Case) -> Finding:
     if facts.smi.state == "hangs":
         return Finding(
             "driver.hangs", "fail", "nvidia-smi does not answer within seconds",
-            "a stuck driver serves no program; without persistence mode a server's first answer may only be slow",
-            "sudo nvidia-smi -pm 1 || { sudo dmesg | grep -iE 'nvrm|xid' | tail; sudo reboot; }", LINKS["xid"],
+            "without persistence mode (sudo nvidia-smi -pm 1) a server's first answer may only be slow; if the log"
+            " names an Xid the driver is stuck and only a restart helps, which stops everybody's work",
+            "sudo dmesg | grep -iE 'nvrm|xid' | tail", LINKS["xid"],
         )  # fmt: skip
     if facts.smi.state == "missing":
         return Finding("driver.hangs", "skip", "nvidia-smi is not installed" if case.has_gpu else _nothing(case))
@@ -193,8 +231,9 @@ def gpu_bus(case: Case) -> Finding:
     smi = case.facts.smi
     if smi.state == "lost" or "gpu is lost" in smi.message.lower():
         return Finding(
-            "gpu.bus", "fail", "a GPU fell off the bus (heat, power or hardware)", "it is gone until the next start",
-            "sudo dmesg | grep -i xid ; sudo reboot", LINKS["xid"],
+            "gpu.bus", "fail", "a GPU fell off the bus (heat, power or hardware)",
+            "it is gone until the machine is restarted, which stops everybody's work; the log says since when",
+            "sudo dmesg | grep -i xid | tail", LINKS["xid"],
         )  # fmt: skip
     if "inforom is corrupted" in smi.message.lower():
         cause, consequence = excerpt(smi.message), "the GPU works, but should be serviced"
@@ -204,9 +243,14 @@ def gpu_bus(case: Case) -> Finding:
     return Finding("gpu.bus", "ok", "no GPU has fallen off the bus")
 
 
+_HOST_FIRST = {"mismatch", "hangs", "lost", "no-driver"}
+
+
 def gpu_lost(case: Case) -> Finding:
     """Whether the running container still has the GPU that it was started with."""
     running = case.facts.running
+    if case.facts.smi.state in _HOST_FIRST:
+        return Finding("gpu.lost", "skip", "the host's driver comes first, see above")
     if not running.id:
         return Finding("gpu.lost", "skip", "no container of this project runs")
     if not running.gpu:
@@ -233,22 +277,30 @@ def wsl(case: Case) -> Finding:
         return Finding("wsl", "skip", "this is not WSL2")
     if facts.smi.state == "blocked":
         return Finding(
-            "wsl", "fail", "Windows blocks this WSL from the GPU", "the GPU cannot be used",
-            "wsl --shutdown", LINKS["wsl"],
+            "wsl", "fail", "Windows blocks this WSL from the GPU", "the GPU cannot be used; in Windows, too:",
+            "wsl.exe --shutdown", LINKS["wsl"],
         )  # fmt: skip
-    if facts.gpus and facts.module:
+    broken = facts.smi.state == "no-driver" and facts.wsl_driver
+    if broken or facts.linux_driver:
         return Finding(
-            "wsl", "warn", "a Linux NVIDIA driver is installed inside WSL2", "it hides the driver of Windows",
-            "sudo apt-get purge -y '^nvidia-driver.*' '^libnvidia-compute.*'", LINKS["wsl"],
+            "wsl", "fail" if broken else "warn", "a Linux NVIDIA driver is installed inside WSL2",
+            "it hides the driver of Windows, which is the one that works here: remove it", _PURGE.get(
+                remedies.linux_family(facts), ""), LINKS["wsl"],
         )  # fmt: skip
     if facts.gpus:
         return Finding("wsl", "ok", "WSL2 shares the GPU of Windows")
     if not facts.wsl_driver:
-        return Finding(
-            "wsl", "warn", "WSL2 sees no GPU driver of Windows", "training runs on the CPU",
-            "wsl --update && wsl --shutdown", LINKS["windows"],
-        )  # fmt: skip
+        return Finding("wsl", "skip", "Windows shares no NVIDIA GPU")
     return Finding("wsl", "skip", "the driver does not list the GPU, see above")
+
+
+_PURGE = {
+    "ubuntu": "sudo apt-get purge -y '^nvidia-.*' '^libnvidia-.*'",
+    "debian": "sudo apt-get purge -y '^nvidia-.*' '^libnvidia-.*'",
+    "fedora": "sudo dnf remove -y '*nvidia*'",
+    "suse": "sudo zypper remove '*nvidia*'",
+    "arch": "sudo pacman -Rns nvidia-utils",
+}
 
 
 def gpu_mig(case: Case) -> Finding:
@@ -274,38 +326,34 @@ def gpu_mig(case: Case) -> Finding:
     )  # fmt: skip
 
 
-def _obstacle(case: Case, check: str, kinds: set[str], link: str, command: str = "") -> Finding | None:
-    """The first obstacle of these kinds that the resolver met; skipped without a GPU, None when there is none."""
+def _obstacle(case: Case, check: str, kinds: set[str], link: str) -> Finding | None:
+    """The first GPU's obstacle of these kinds; skipped without a GPU, None when there is none."""
     if not case.facts.gpus or case.resolution is None:
         return Finding(check, "skip", "no torch build can be chosen" if case.facts.gpus else _nothing(case))
-    found = [obstacle for obstacle in case.obstacles if obstacle.kind in kinds]
-    if not found:
+    met = next((one for one in case.obstacles if one.obstacle.kind in kinds), None)
+    if met is None:
         return None
     level = "fail" if case.resolution.status == "impossible" else "warn"
-    advice = [text for text in case.resolution.advice if not text.startswith(("or ", "CUDA_VISIBLE_DEVICES"))]
-    return Finding(check, level, found[0].text, (advice or ["torch cannot use the GPU"])[0], command, link)
+    return Finding(check, level, met.obstacle.text, met.change or "torch cannot use the GPU", _mend(case, met), link)
 
 
-def _legacy(case: Case) -> bool:
-    """Whether a GPU here is served only by the 580 branch of the driver."""
-    catalogue = case.catalogue
-    if catalogue is None or case.fault:
-        return False
-    computes = [catalogue.compute(gpu.capability, gpu.name) for gpu in case.facts.gpus]
-    return any(compute and catalogue.branch(compute) for compute in computes)
+def _mend(case: Case, met: Met) -> str:
+    """The command for the change that lets this GPU run: another driver, or another release in .env."""
+    if met.obstacle.kind in {"driver-old", "driver-new"}:
+        return remedies.driver(case.facts, met.legacy, newest=True)[0]
+    release = re.match(r"use torch ([0-9.]+) ", met.change)
+    return f"sed -i '1i TORCH_VERSION={release[1]}' .env   # then Rebuild Container" if release else ""
 
 
 def driver_too_old(case: Case) -> Finding:
     """Whether the driver serves the CUDA of the torch that is asked for."""
-    command = remedies.driver(case.facts, _legacy(case))[0]
-    found = _obstacle(case, "driver.too-old", {"driver-old"}, LINKS["compatibility"], command)
+    found = _obstacle(case, "driver.too-old", {"driver-old"}, LINKS["compatibility"])
     return found or Finding("driver.too-old", "ok", f"driver {case.facts.driver} is new enough")
 
 
 def driver_too_new(case: Case) -> Finding:
     """Whether the driver still knows every GPU."""
-    command = remedies.driver(case.facts, legacy=True)[0]
-    found = _obstacle(case, "driver.too-new", {"driver-new"}, LINKS["branch"], command)
+    found = _obstacle(case, "driver.too-new", {"driver-new"}, LINKS["branch"])
     return found or Finding("driver.too-new", "ok", f"driver {case.facts.driver} still knows every GPU")
 
 

@@ -21,11 +21,14 @@ def disk_space(case: Case) -> Finding:
     if facts.docker_free is None and facts.project_free is None:
         return Finding("disk.space", "skip", "the free space could not be read")
     enough, least = DOCKER_ROOM if case.has_gpu else DOCKER_ROOM_CPU
-    if facts.docker_free is not None and facts.docker_free < enough:
+    built = bool(facts.running.id)  # a container that exists has its image already
+    if facts.docker_free is not None and facts.docker_free < enough and not built:
         level = "fail" if facts.docker_free < least else "warn"
         cause = f"{facts.docker_free / GIB:.1f} GiB are free where Docker keeps its images ({facts.docker.root})"
         need = f"building the image takes up to {enough // GIB} GiB"
-        return Finding("disk.space", level, cause, need, "docker system prune", LINKS["prune"])
+        return Finding(
+            "disk.space", level, cause, need, "docker builder prune -f && docker image prune -f", LINKS["prune"]
+        )
     if facts.project_free is not None and facts.project_free < PROJECT_ROOM:
         cause = f"{facts.project_free / GIB:.1f} GiB are free where the project lies"
         return Finding("disk.space", "warn", cause, "data and runs need room", "df -h .", LINKS["prune"])
@@ -44,8 +47,8 @@ def memory(case: Case) -> Finding:
     cause = f"containers have {total / GIB:.1f} GiB of memory"
     consequence = f"below {MEMORY // GIB} GiB a training is often killed while it starts"
     if facts.system == "wsl2":
-        consequence += ": give WSL more (memory= below [wsl2]), then wsl --shutdown"
-        command = r"notepad.exe '%USERPROFILE%\.wslconfig'"
+        consequence += ": give WSL more (memory= below [wsl2]), then wsl.exe --shutdown"
+        command = r"cmd.exe /c 'notepad %USERPROFILE%\.wslconfig'"
         return Finding("memory", "warn", cause, consequence, command, LINKS["wslconfig"])
     if facts.docker.kind == "desktop" or facts.system in {"macos", "windows"}:
         consequence += ": give Docker Desktop more (Settings, Resources)"
@@ -100,12 +103,15 @@ def proxy_ca(case: Case) -> Finding:
     if facts.certificates:
         count = "one CA certificate file" if facts.certificates == 1 else f"{facts.certificates} CA certificate files"
         return Finding("proxy.ca", "ok", f"{count} of this site will be handed to the image build")
-    if facts.proxy:
+    if facts.certificate_hint:
         return Finding(
-            "proxy.ca", "warn", "a proxy is set, but this host has no CA certificate of its own",
-            "if the proxy opens TLS, downloads in the image build fail",
-            "export EXTRA_CA_CERTS=/path/to/ca.pem", LINKS["ca"],
+            "proxy.ca", "warn", f"this site has certificates of its own ({facts.certificate_hint}), but not where the"
+            " system keeps such", "behind a proxy that opens TLS, downloads in the image build fail",
+            f"sed -i '1i EXTRA_CA_CERTS={facts.certificate_hint}' .env", LINKS["ca"],
         )  # fmt: skip
+    if facts.proxy:
+        cause = "a proxy is set; if it opens TLS, name its certificate: EXTRA_CA_CERTS=/path/to/ca.pem in .env"
+        return Finding("proxy.ca", "ok", cause)
     return Finding("proxy.ca", "ok", "no proxy and no extra CA certificate")
 
 
@@ -125,11 +131,13 @@ def user_id(case: Case) -> Finding:
             "user.id", "warn", "root runs this and owns the project", "inside the container you would be root as well",
             "chown -R ${SUDO_USER:-you}: .   # then open it as that user", LINKS["docker-group"],
         )  # fmt: skip
-    limit = USERS - 1 if facts.docker.userns else LARGEST_UID
-    if facts.uid > limit:
+    if facts.docker.userns and facts.uid >= USERS:
+        return Finding("user.id", "skip", "the daemon maps users, see docker.userns")
+    if facts.uid > LARGEST_UID:
         return Finding(
-            "user.id", "fail", f"your uid {facts.uid} is beyond {limit}, the last that a container can have here",
-            "the container does not start as you", "id", LINKS["userns"],
+            "user.id", "fail", f"your uid {facts.uid} is beyond {LARGEST_UID}, the last that a container can have",
+            "the container does not start as you: open the project as another user, or ask for another uid",
+            "id", LINKS["userns"],
         )  # fmt: skip
     return Finding("user.id", "ok", f"the container's user gets your uid {facts.uid}")
 
@@ -142,4 +150,30 @@ def selinux(case: Case) -> Finding:
     return Finding("selinux", "ok", f"{facts.selinux}; this project's containers run with label=disable")
 
 
-CHECKS = (disk_space, memory, cpu_quota, shm, ports_busy, proxy_ca, user_id, selinux)
+def overrides(case: Case) -> Finding:
+    """Whether somebody's own settings decide otherwise than the host would."""
+    wishes = case.wishes
+    if case.wish_fault:
+        return Finding(
+            "overrides", "fail", case.wish_fault.rstrip("."), "the container does not open", "${EDITOR:-nano} .env",
+            LINKS["env"],
+        )  # fmt: skip
+    if wishes is None:
+        return Finding("overrides", "skip", "no project is looked at")
+    named = {
+        "YOLO_ACCEL": "" if wishes.accel == "auto" else wishes.accel,
+        "TORCH_BUILD": wishes.build,
+        "TORCH_VERSION": wishes.torch,
+        "CUDA_VISIBLE_DEVICES": wishes.devices,
+    }
+    said = ", ".join(f"{name}={value}" for name, value in named.items() if value)
+    to_cpu = [name for name, value in named.items() if value in {"cpu", "-1"}]
+    if to_cpu and case.has_gpu:
+        return Finding(
+            "overrides", "warn", f"{said} is set, in .env or in this shell", "training runs on the CPU, though there is"
+            " a GPU", f"sed -i '/^{to_cpu[0]}=/d' .env; unset {to_cpu[0]}", LINKS["env"],
+        )  # fmt: skip
+    return Finding("overrides", "ok", f"{said} is honoured" if said else "no setting of your own decides the build")
+
+
+CHECKS = (overrides, disk_space, memory, cpu_quota, shm, ports_busy, proxy_ca, user_id, selinux)

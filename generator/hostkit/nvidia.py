@@ -19,6 +19,9 @@ OPTIONAL = ("compute_cap", "mig.mode.current")
 QUERY = ("index", "name", "uuid", "driver_version", "memory.total", *OPTIONAL)
 
 
+WSL_SMI = "/usr/lib/wsl/lib/nvidia-smi"
+
+
 class Card(NamedTuple):
     """An NVIDIA display controller on the PCI bus; `driver` is the kernel driver bound to it, "" for none."""
 
@@ -53,10 +56,8 @@ class Smi(NamedTuple):
 
 def ask_smi(limit: float) -> Smi:
     """Ask nvidia-smi about every GPU, and about MIG instances where there are any."""
-    program = shutil.which("nvidia-smi")
-    if program is None:  # WSL2 keeps it off the PATH of some shells
-        path = host_path("/usr/lib/wsl/lib/nvidia-smi")
-        program = str(path) if path.is_file() else None
+    windows = host_path(WSL_SMI)  # off the PATH of some shells, and behind a Linux driver that does not belong there
+    program = str(windows) if windows.is_file() else shutil.which("nvidia-smi")
     if program is None:
         return Smi("missing")
     until = time.monotonic() + limit
@@ -223,6 +224,12 @@ def cards() -> tuple[Card, ...]:
             driver = ""
         found.append(Card(address, int(device[1], 16) if device else 0, driver))
     return tuple(found)
+
+
+def linux_driver_in_wsl() -> bool:
+    """Whether another nvidia-smi than that of Windows is on the PATH of a WSL2: somebody installed a Linux driver."""
+    found = shutil.which("nvidia-smi")
+    return host_path(WSL_SMI).is_file() and found is not None and "/wsl/" not in found
 
 
 def nouveau() -> bool:

@@ -29,8 +29,8 @@ from .engine import (
     default_shm,
     no_cgroups,
 )
-from .files import host_path, read
-from .nvidia import Card, Smi, ask_smi, cards, device_files, listed, module, nouveau, secure_boot
+from .files import host_path, names, read
+from .nvidia import Card, Smi, ask_smi, cards, device_files, linux_driver_in_wsl, listed, module, nouveau, secure_boot
 from .program import LIMIT
 from .resolve import Gpu, Host
 
@@ -70,11 +70,17 @@ class Facts(NamedTuple):
     listed: tuple[Gpu, ...] = ()  # what the kernel module says of its GPUs: names only
     devices: tuple[str, ...] = ()  # nvidia0, nvidiactl, nvidia-uvm in /dev
     nouveau: bool = False
+    linux_driver: bool = False  # under WSL2: a Linux driver was installed beside that of Windows
     secure_boot: bool = False
     endpoint: str = ""  # where the engine listens
     running: Running = Running()
     no_cgroups: bool = False
     desktop_installed: bool = False  # under WSL2: Windows has Docker Desktop
+    dockerd: bool = False  # a daemon is installed here
+    podman: bool = False
+    docker_repository: bool = False  # apt knows Docker's own repository
+    tegra: bool = False  # a Jetson
+    certificate_hint: str = ""  # a file of CA certificates that the environment names for other programs
     docker_group: tuple[str, ...] | None = None  # members of the group docker; None when there is no such group
     in_docker_group: bool = False  # this process is in it
     selinux: str = ""  # enforcing, permissive
@@ -106,7 +112,10 @@ class Facts(NamedTuple):
     def host(self, torch: str = "auto", python: str = "") -> Host:
         """The question for `resolve`. A Windows host runs its containers under WSL2, a Mac has no NVIDIA driver."""
         system = "wsl2" if self.system in {"wsl2", "windows"} else "linux"
-        return Host(self.driver, self.gpus, system, self.machine, torch, python)
+        driver = self.driver
+        if self.tegra and driver.partition(".")[0].isdigit():
+            driver = driver.partition(".")[0]  # JetPack numbers its drivers its own way (580.00): the branch counts
+        return Host(driver, self.gpus, system, self.machine, torch, python)
 
 
 class Needs(NamedTuple):
@@ -120,9 +129,16 @@ class Needs(NamedTuple):
 NOTHING = Needs()
 
 
-def probe(project: Path | None = None, limit: float = LIMIT, docker: bool = True, needs: Needs = NOTHING) -> Facts:
+def probe(
+    project: Path | None = None,
+    limit: float = LIMIT,
+    docker: bool = True,
+    needs: Needs = NOTHING,
+    patience: float = 0.0,
+) -> Facts:
     """Look at everything at once. Takes about as long as the slowest program, at most a little over `limit` seconds.
 
+    nvidia-smi gets `patience` seconds more: without persistence mode a server of eight GPUs starts them all first.
     `docker=False` leaves out the engine (state "skipped"), which is what a hook does that must not wait for it.
     """
     started = time.monotonic()
@@ -135,7 +151,7 @@ def probe(project: Path | None = None, limit: float = LIMIT, docker: bool = True
         return thread
 
     looks: dict[str, Callable[[], object]] = {
-        "smi": lambda: ask_smi(limit),
+        "smi": lambda: ask_smi(limit + patience),
         "project": lambda: _free(project or Path()),
         "owner": lambda: _owner(project or Path()),
     }
@@ -152,7 +168,7 @@ def probe(project: Path | None = None, limit: float = LIMIT, docker: bool = True
     distribution, pci, certificates = _distribution(), cards(), len(certificate_files())
     members, is_member = _docker_group()
     total, free = _memory()
-    deadline = started + limit + 0.5
+    deadline = started + limit + patience + 0.5
     for thread in threads:
         thread.join(max(0.0, deadline - time.monotonic()))
 
@@ -165,7 +181,7 @@ def probe(project: Path | None = None, limit: float = LIMIT, docker: bool = True
     assert isinstance(engine, Docker)
     assert isinstance(running, Running)
     if engine.root and engine.kind != "desktop":
-        start("root", lambda: _free(host_path(engine.root))).join(1.0)
+        start("root", lambda: _least_free(engine.root)).join(1.0)
         docker_free = found.get("root")
     return Facts(
         system=system,
@@ -186,15 +202,21 @@ def probe(project: Path | None = None, limit: float = LIMIT, docker: bool = True
         project_free=project_free if isinstance(project_free, int) else None,
         docker_free=docker_free if isinstance(docker_free, int) else None,
         certificates=certificates,
-        proxy=next((os.environ[name] for name in ("HTTPS_PROXY", "https_proxy") if os.environ.get(name)), ""),
+        proxy=next((os.environ[name] for name in PROXIES if os.environ.get(name)), ""),
         listed=listed(),
         devices=device_files(),
         nouveau=nouveau(),
+        linux_driver=system == "wsl2" and linux_driver_in_wsl(),
         secure_boot=secure_boot(),
         endpoint=str(found.get("endpoint", "")),
         running=running,
         no_cgroups=no_cgroups(),
         desktop_installed=bool(found.get("desktop")),
+        dockerd=shutil.which("dockerd") is not None,
+        podman=shutil.which("podman") is not None,
+        docker_repository=any(name.startswith("docker.") for name in names("/etc/apt/sources.list.d")),
+        tegra=host_path("/etc/nv_tegra_release").exists(),
+        certificate_hint=_certificate_hint(),
         docker_group=members,
         in_docker_group=is_member,
         selinux={"1": "enforcing", "0": "permissive"}.get(read("/sys/fs/selinux/enforce").strip(), ""),
@@ -327,11 +349,28 @@ def _can_bind(port: int) -> bool:
     return True
 
 
+def _least_free(root: str) -> int | None:
+    """Free bytes where the engine keeps its images: its own folder, or containerd's since Docker 29."""
+    free = [_free(host_path(root)), _free(host_path("/var/lib/containerd"))]
+    return min((one for one in free if one is not None), default=None)
+
+
 def _owner(path: Path) -> int | None:
     try:
         return path.stat().st_uid
     except OSError:
         return None
+
+
+PROXIES = ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy")
+# Set by companies whose proxy opens TLS, to a file that holds the proxy's certificate authority
+HINTS = ("NODE_EXTRA_CA_CERTS", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "CURL_CA_BUNDLE", "PIP_CERT")
+BUNDLES = ("/etc/ssl/", "/etc/pki/", "/usr/share/", "/usr/lib/")  # the system's own
+
+
+def _certificate_hint() -> str:
+    values = (os.environ.get(name, "") for name in HINTS)
+    return next((value for value in values if value and not value.startswith(BUNDLES)), "")
 
 
 CERTIFICATE_SUFFIXES = {".crt", ".pem", ".cer", ".der"}

@@ -132,5 +132,5 @@ def needs(project: Path) -> Needs:
     return Needs(
         values.get("COMPOSE_PROJECT_NAME", ""),
         tuple(ports),
-        size(values.get(shm[1]) or shm[2]) if shm else None,
+        (size(values.get(shm[1]) or shm[2]) or 0) if shm else None,
     )

@@ -10,6 +10,7 @@ LINKS = {
     "debian-driver": "https://wiki.debian.org/NvidiaGraphicsDrivers",
     "secure-boot": "https://docs.nvidia.com/datacenter/tesla/driver-installation-guide/secure-boot.html",
     "mig": "https://docs.nvidia.com/datacenter/tesla/mig-user-guide/",
+    "jetson": "https://docs.nvidia.com/deeplearning/frameworks/install-pytorch-jetson-platform/",
     "lost": GUIDE + "troubleshooting.html",
     "windows": "https://www.nvidia.com/en-us/drivers/",
     "wsl": "https://docs.nvidia.com/cuda/wsl-user-guide/",
@@ -23,6 +24,7 @@ LINKS = {
     "docker": "https://docs.docker.com/engine/install/",
     "desktop": "https://docs.docker.com/desktop/",
     "integration": "https://docs.docker.com/desktop/features/wsl/",
+    "podman": "https://podman.io/docs/installation",
     "rootless": "https://docs.docker.com/engine/security/rootless/",
     "userns": "https://docs.docker.com/engine/security/userns-remap/",
     "context": "https://docs.docker.com/engine/manage-resources/contexts/",
@@ -32,6 +34,7 @@ LINKS = {
     "compose": "https://docs.docker.com/compose/install/linux/",
     "compose-memory": "https://docs.docker.com/engine/containers/resource_constraints/",
     "cgroup": "https://www.freedesktop.org/software/systemd/man/latest/systemd.resource-control.html",
+    "env": "https://docs.docker.com/compose/how-tos/environment-variables/variable-interpolation/",
     "shm": "https://docs.docker.com/reference/compose-file/services/#shm_size",
     "ports": "https://docs.docker.com/reference/compose-file/services/#ports",
     "prune": "https://docs.docker.com/engine/manage-resources/pruning/",
@@ -62,25 +65,64 @@ _FAMILIES = {
     "arch": "arch", "manjaro": "arch",
 }  # fmt: skip
 
-# Packages: Ubuntu's and Debian's archives (Debian 12 carries 535, 13 carries 550: both know Maxwell to Ada), RPM
-# Fusion, NVIDIA's driver installation guide (RHEL), SUSE's and Arch's own. The CUDA-only parts do for containers, but a
-# desktop needs the whole driver, which is therefore what is named.
+# Where a driver comes from: Ubuntu's archive; Debian's own (12 carries 535, 13 carries 550: both know Maxwell to Ada),
+# or NVIDIA's repository where something newer is needed; RPM Fusion; NVIDIA's repository and its driver installation
+# guide (RHEL); openSUSE's and Arch's own. No command restarts the machine: others may be training on it.
+_CUDA = "https://developer.download.nvidia.com/compute/cuda/repos/"
+_NON_FREE = (
+    "sudo sed -i -E '/^(deb |Components:)/ s/ main.*/ main contrib non-free non-free-firmware/'"
+    " $(ls /etc/apt/sources.list /etc/apt/sources.list.d/debian.sources 2>/dev/null) && sudo apt-get update"
+)
+_RPM_FUSION = (
+    "sudo dnf install -y https://mirrors.rpmfusion.org/free/fedora/rpmfusion-free-release-$(rpm -E %fedora).noarch.rpm"
+    " https://mirrors.rpmfusion.org/nonfree/fedora/rpmfusion-nonfree-release-$(rpm -E %fedora).noarch.rpm"
+)
+_RHEL_CUDA = (
+    "sudo dnf install -y https://dl.fedoraproject.org/pub/epel/epel-release-latest-$(rpm -E %rhel).noarch.rpm"
+    f" && sudo dnf config-manager --add-repo {_CUDA}rhel$(rpm -E %rhel)/$(uname -m)/cuda-rhel$(rpm -E %rhel).repo"
+)
+_SUSE_NVIDIA = (
+    "sudo zypper install -y openSUSE-repos-$(. /etc/os-release; [ $ID = opensuse-tumbleweed ] && echo Tumbleweed"
+    " || echo Leap)-NVIDIA && sudo zypper --gpg-auto-import-keys refresh"
+)
 _DRIVER = {
-    "ubuntu": "sudo ubuntu-drivers install && sudo reboot",
-    "debian": "sudo apt-get update && sudo apt-get install -y linux-headers-$(uname -r) nvidia-driver && sudo reboot",
-    "fedora": "sudo dnf install -y akmod-nvidia xorg-x11-drv-nvidia-cuda && sudo reboot",
-    "rhel": "sudo dnf module enable -y nvidia-driver:open-dkms && sudo dnf install -y nvidia-open && sudo reboot",
-    "rhel10": "sudo dnf install -y nvidia-open && sudo reboot",
-    "suse": "sudo zypper install -y nvidia-open-driver-G06-signed-kmp-meta nvidia-compute-utils-G06 && sudo reboot",
-    "arch": "sudo pacman -Syu --needed nvidia-open nvidia-utils && sudo reboot",
+    "ubuntu": "sudo ubuntu-drivers install",
+    "debian": f"{_NON_FREE} && sudo apt-get install -y linux-headers-$(uname -r) nvidia-driver",
+    "fedora": f"{_RPM_FUSION} && sudo dnf install -y akmod-nvidia xorg-x11-drv-nvidia-cuda && sudo akmods --force",
+    "rhel": f"{_RHEL_CUDA} && sudo dnf module enable -y nvidia-driver:open-dkms && sudo dnf install -y nvidia-open",
+    "rhel10": f"{_RHEL_CUDA} && sudo dnf install -y nvidia-open",
+    "suse": f"{_SUSE_NVIDIA} && sudo zypper install -y nvidia-open-driver-G06-signed-kmp-meta nvidia-compute-utils-G06",
+    "arch": "sudo pacman -Syu --needed linux-headers nvidia-open nvidia-utils",
 }
 _DRIVER_580 = {  # the last branch for Maxwell, Pascal and Volta, which the open kernel modules do not know either
-    "ubuntu": "sudo apt-get update && sudo apt-get install -y nvidia-driver-580 && sudo reboot",
+    "ubuntu": "sudo apt-get update && sudo apt-get install -y nvidia-driver-580",
     "debian": _DRIVER["debian"],
-    "rhel": "sudo dnf module enable -y nvidia-driver:580-dkms && sudo dnf install -y cuda-drivers && sudo reboot",
-    "fedora": "sudo dnf install -y akmod-nvidia-580xx xorg-x11-drv-nvidia-580xx-cuda && sudo reboot",
-    "suse": "sudo zypper install -y nvidia-driver-G06-kmp-meta nvidia-compute-utils-G06 && sudo reboot",
-    "arch": "yay -S nvidia-580xx-dkms nvidia-580xx-utils && sudo reboot",
+    "fedora": f"{_RPM_FUSION} && sudo dnf install -y akmod-nvidia-580xx xorg-x11-drv-nvidia-580xx-cuda"
+    " && sudo akmods --force",
+    "rhel": f"{_RHEL_CUDA} && sudo dnf module enable -y nvidia-driver:580-dkms && sudo dnf install -y cuda-drivers",
+    "rhel10": f"{_RHEL_CUDA} && sudo dnf install -y 'dnf-command(versionlock)' && sudo dnf versionlock add"
+    " '*nvidia*580*' && sudo dnf install -y cuda-drivers",
+    "suse": f"{_SUSE_NVIDIA} && sudo zypper install -y nvidia-driver-G06-kmp-meta nvidia-compute-utils-G06",
+    "arch": "sudo pacman -S --needed linux-headers && yay -S nvidia-580xx-dkms nvidia-580xx-utils   # from the AUR",
+}
+_DEBIAN_NEWEST = (
+    f"curl -fsSLO {_CUDA}debian$(. /etc/os-release; echo $VERSION_ID)/$(uname -m)/cuda-keyring_1.1-1_all.deb"
+    " && sudo dpkg -i cuda-keyring_1.1-1_all.deb && sudo apt-get update"
+    " && sudo apt-get install -y linux-headers-$(uname -r) nvidia-open"
+)
+_LOAD = {  # a driver that is installed: build its module for the kernel that runs, and load it
+    "ubuntu": "sudo apt-get install -y linux-headers-$(uname -r) && sudo dkms autoinstall && sudo modprobe nvidia",
+    "debian": "sudo apt-get install -y linux-headers-$(uname -r) && sudo dkms autoinstall && sudo modprobe nvidia",
+    "fedora": "sudo akmods --force && sudo modprobe nvidia",
+    "rhel": "sudo dnf install -y kernel-devel-$(uname -r) && sudo dkms autoinstall && sudo modprobe nvidia",
+    "suse": "sudo modprobe nvidia",
+    "arch": "sudo pacman -S --needed linux-headers && sudo modprobe nvidia",
+}
+_ENROL = {  # the key with which the distribution's tools sign modules that are built here
+    "ubuntu": "sudo update-secureboot-policy --enroll-key",
+    "debian": "sudo mokutil --import /var/lib/dkms/mok.pub",
+    "fedora": "sudo kmodgenca -a && sudo mokutil --import /etc/pki/akmods/certs/public_key.der && sudo akmods --force",
+    "rhel": "sudo mokutil --import /var/lib/dkms/mok.pub",
 }
 _SMI = {
     "ubuntu": "sudo apt-get install -y nvidia-utils-$(cut -d. -f1 /sys/module/nvidia/version)",
@@ -147,7 +189,7 @@ _DOCKER = {
 }
 _COMPOSE = {
     "ubuntu": "sudo apt-get update && sudo apt-get install -y docker-compose-v2",
-    "debian": "sudo apt-get update && sudo apt-get install -y docker-compose-plugin",
+    "debian": "curl -fsSL https://get.docker.com | sudo sh",  # Debian 12 has only the first generation
     "fedora": "sudo dnf install -y docker-compose",
     "rhel": "sudo dnf install -y docker-compose-plugin",
     "suse": "sudo zypper install -y docker-compose",
@@ -155,18 +197,30 @@ _COMPOSE = {
 }
 
 
-def driver(facts: Facts, legacy: bool) -> tuple[str, str]:
-    """(command, link) that installs a driver, the last branch for old GPUs if `legacy`.
+def driver(facts: Facts, legacy: bool = False, newest: bool = False) -> tuple[str, str]:
+    """(command, link) that installs a driver: the last branch for old GPUs if `legacy`; `newest` asks for 570 or later.
 
     Under WSL2 and Windows the driver is that of Windows and is installed there, by hand.
     """
     if facts.system in {"wsl2", "windows"}:
-        return ("wsl --shutdown" if facts.system == "wsl2" else ""), LINKS["windows"]
+        return ("wsl.exe --shutdown" if facts.system == "wsl2" else ""), LINKS["windows"]
     name = family(facts)
-    if name == "rhel" and facts.distribution.version.partition(".")[0] == "10" and not legacy:
+    if name == "debian" and newest and not legacy:
+        return _DEBIAN_NEWEST, LINKS["driver"]
+    if name == "rhel" and facts.distribution.version.partition(".")[0] == "10":
         name = "rhel10"
     link = "debian-driver" if name == "debian" else "branch" if legacy else "driver"
     return (_DRIVER_580 if legacy else _DRIVER).get(name, ""), LINKS[link]
+
+
+def load_driver(facts: Facts) -> str:
+    """Builds and loads the module of a driver that is installed."""
+    return _LOAD.get(family(facts), "sudo modprobe nvidia")
+
+
+def enrol_key(facts: Facts) -> str:
+    """Lets Secure Boot accept the modules that this distribution's tools sign."""
+    return _ENROL.get(family(facts), "mokutil --sb-state")
 
 
 def smi_package(facts: Facts) -> str:
@@ -180,7 +234,7 @@ def without_nouveau(facts: Facts) -> str:
     if not rebuild:
         return ""
     lines = r"'blacklist nouveau\noptions nouveau modeset=0\n'"
-    return f"printf {lines} | sudo tee /etc/modprobe.d/no-nouveau.conf && {rebuild} && sudo reboot"
+    return f"printf {lines} | sudo tee /etc/modprobe.d/no-nouveau.conf && {rebuild}"
 
 
 def toolkit(facts: Facts) -> str:
@@ -212,8 +266,12 @@ def restart_docker(facts: Facts) -> str:
     """Restarts, or starts, the daemon."""
     if facts.system in {"macos", "windows"}:
         return {"macos": "open -a Docker", "windows": "Start-Process 'Docker Desktop'"}[facts.system]
-    if facts.docker.rootless:
+    if facts.docker.root.startswith("/var/snap/"):
+        return "sudo snap restart docker"
+    if facts.docker.rootless or "/run/user/" in facts.endpoint:
         return "systemctl --user restart docker"
+    if facts.system == "wsl2" and facts.desktop_installed and not facts.dockerd:
+        return "'/mnt/c/Program Files/Docker/Docker/Docker Desktop.exe' &"
     # under WSL2 without systemd only `service` works, and where both work it does the same
     return "sudo service docker restart" if facts.system == "wsl2" else "sudo systemctl restart docker"
 
@@ -225,5 +283,10 @@ def docker(facts: Facts) -> tuple[str, str]:
 
 
 def compose(facts: Facts) -> str:
-    """Installs Compose 2."""
-    return _COMPOSE.get(linux_family(facts) if facts.system == "wsl2" else family(facts), "")
+    """Installs Compose 2, from where the engine came from: Docker's own repository or the distribution's."""
+    if facts.system == "macos":
+        return "brew install docker-compose"
+    name = linux_family(facts) if facts.system == "wsl2" else family(facts)
+    if facts.docker_repository and name in {"ubuntu", "debian"}:
+        return "sudo apt-get update && sudo apt-get install -y docker-compose-plugin"
+    return _COMPOSE.get(name, "")

@@ -12,7 +12,7 @@ from bisect import bisect
 from functools import lru_cache
 from typing import Iterable, NamedTuple, TypeVar
 
-from .catalogue import MACHINES, SYSTEMS, BadRequest, Branch, Build, Catalogue, capability, driver_version
+from .catalogue import MACHINES, SYSTEMS, BadRequest, Branch, Build, Catalogue, capability, driver_version, version
 from .names import is_virtual
 from .terminal import quoted
 
@@ -226,6 +226,7 @@ def _served(build: Build, served: list[_Card], cards: list[_Card], asked: _Asked
         if not card.sass & bit
     ]
     warnings += _unique(_stranger(build, card, bit, catalogue) for card in served if not card.known)
+    warnings += _doubts(build, served, host, catalogue)
     advice = []
     if left:
         devices = ",".join(str(card.gpu.number) for card in served)
@@ -497,6 +498,23 @@ def _change(kind: str, cards: list[_Card], asked: _Asked) -> str:
     return " and ".join(steps) + "."
 
 
+_CUDNN_8_LAST = (2, 3, 1)  # torch from 2.4 on brings cuDNN 9, which has dropped Kepler
+_MAXWELL = (5, 0)
+
+
+def _doubts(build: Build, served: list[_Card], host: Host, catalogue: Catalogue) -> list[str]:
+    """What the rules allow and experience does not: a driver from before the GPU, convolutions on Kepler."""
+    said = []
+    branch = driver_version(host.driver)[0]
+    for card in served:
+        first = catalogue.first_branch(card.compute, host.os) if card.compute else None
+        if first is not None and branch < first:
+            said.append(f"driver {host.driver} is older than {card.title}, which {first} was the first to know.")
+        if card.compute and card.compute < _MAXWELL and version(build.torch) > _CUDNN_8_LAST:
+            said.append(f"convolutions may fail on {card.title}: torch 2.3.1 is the last with a cuDNN for Kepler.")
+    return _unique(said)
+
+
 def _driver_step(build: Build, cards: list[_Card], host: Host, catalogue: Catalogue) -> str:
     assert build.cuda is not None
     floor = catalogue.floors[host.os][build.cuda[0]][0]
@@ -504,7 +522,7 @@ def _driver_step(build: Build, cards: list[_Card], host: Host, catalogue: Catalo
     limits = [card.branch for card in cards if card.branch]
     if limits:
         limit = min(limits, key=lambda branch: branch.gone_from)
-        return f"install a driver of the {limit.last} branch{where} ({floor} or newer, below {limit.gone_from})"
+        return f"install a driver of the {limit.last} branch{where}"
     return f"install driver {floor} or newer{where}"
 
 

@@ -16,11 +16,14 @@ from pathlib import Path
 
 from .catalogue import BadRequest, Catalogue
 from .certificates import collect_certificates
-from .decision import Decision, Wishes, decide, read_wishes
+from .decision import Decision, decide
 from .finding import counted
 from .probe import Facts, probe
 from .project import BEGIN, END, CannotWrite, Project, needs, own_values, project_settings, read_text, split_env
 from .terminal import printable
+from .wishes import Wishes, read_wishes
+
+PATIENCE = 10.0  # seconds more for nvidia-smi than a doctor gives it: to go on without the GPU would be worse
 
 
 def run(project: Path, accel: str | None, catalogue: Catalogue, facts: Facts | None = None) -> int:
@@ -29,7 +32,7 @@ def run(project: Path, accel: str | None, catalogue: Catalogue, facts: Facts | N
         settings = project_settings(project)
         own, _ = split_env(read_text(project / ".env"))
         wishes = read_wishes(os.environ, own, accel)
-        facts = facts or probe(project, needs=needs(project))
+        facts = facts or probe(project, needs=needs(project), patience=PATIENCE)
         decision = decide(facts, settings, wishes, catalogue)
         owner = _owner(project, facts)
         wanted = files(project, settings, facts, decision, wishes)
