@@ -16,7 +16,8 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
-from generator.hostkit.terminal import printable, tolerate
+from generator.hostkit.terminal import tolerate
+from hooks.host_check import look
 
 ROOT = Path(__file__).resolve().parents[1]
 # Seconds a hook waits for the host's own programs. A slow answer is left to the check when the container opens.
@@ -36,10 +37,6 @@ GIT_PLACES = {
 }
 
 
-class CannotRun(Exception):
-    """This host cannot run the project, and the answers want none then. Holds the lines that say why."""
-
-
 def main(answers: Mapping[str, Any]) -> None:
     """Complete the project in the current directory, or exit 1 with a sentence: cookiecutter then removes it."""
     tolerate(sys.stdout, sys.stderr)
@@ -52,12 +49,7 @@ def main(answers: Mapping[str, Any]) -> None:
     # Beside the host check, which waits for other programs too.
     tracking = Thread(target=link_and_track, args=(project, answers))
     tracking.start()
-    try:
-        words = closing_words(project, answers)
-    except CannotRun as refusal:
-        tracking.join()
-        because = "because host_check is strict and this host cannot run it; host_check=advise makes it anyway"
-        sys.exit("\n".join(["", f"No project was made, {because}:", *(f"  {line}" for line in refusal.args[0]), ""]))
+    words = closing_words(project, answers)
     tracking.join()
     # A name that the terminal's encoding lacks, or a reader that went away (`| head`), must not cost the project.
     try:
@@ -83,13 +75,20 @@ def install_hostkit(project: Path) -> None:
 
 
 def remove_what_was_not_chosen(project: Path) -> None:
-    """Remove folders in which every file was left out by an answer, and compiled Python of the template's own tests."""
-    for folder in sorted((path for path in project.rglob("*") if path.is_dir()), reverse=True):
-        if folder.name == "__pycache__":
-            for file in folder.iterdir():
-                file.unlink()
-        if not any(folder.iterdir()):
-            folder.rmdir()
+    """Remove folders of the template in which every file was left out by an answer, and its tests' compiled Python.
+
+    Only what the template itself makes: in a folder that was there before, everything else is somebody's own.
+    """
+    source = next((ROOT / "template").glob("{{*}}"))
+    for folder, _, files in os.walk(source, topdown=False):
+        target = project / Path(folder).relative_to(source)
+        if target == project or target.is_symlink() or not target.is_dir():
+            continue
+        if target.name == "__pycache__":
+            for name in files:
+                (target / name).unlink(missing_ok=True)
+        if not any(target.iterdir()):
+            target.rmdir()
 
 
 def link_for_updates(project: Path, answers: Mapping[str, Any]) -> None:
@@ -168,47 +167,10 @@ def closing_words(project: Path, answers: Mapping[str, Any]) -> list[str]:
         f"{answers['project_name']} is in {place}/",
         "",
         "This host",
-        *(f"  {line}" for line in host_words(answers)),
+        *(f"  {line}" for line in look(answers, patience=PATIENCE, engine=False).words),
         "",
         "Next",
         f"  cd {shlex.quote(place)}",
         "  code .         and choose 'Reopen in Container'",
         "  lab smoke      in its terminal: proves data, training and export on this machine",
     ]
-
-
-def host_words(answers: Mapping[str, Any]) -> list[str]:
-    """The host check in short. A fault of ours in it must not cost the user the project.
-
-    Raises CannotRun when the answers say that a host which cannot run the project gets none.
-    """
-    # cruft sets `_commit`: it renders the project again for an update, which may happen on any machine.
-    strict = answers.get("host_check") == "strict" and "_commit" not in answers
-    try:
-        # Inside the guard, with everything that they import.
-        from generator.hostkit import decision, doctor, probe, report  # noqa: PLC0415
-        from generator.hostkit.catalogue import Catalogue  # noqa: PLC0415
-        from generator.hostkit.program import LIMIT  # noqa: PLC0415
-        from generator.hostkit.project import Project  # noqa: PLC0415
-        from generator.hostkit.wishes import Wishes  # noqa: PLC0415
-
-        catalogue = Catalogue.read(ROOT / "generator" / "catalog.json")
-        # Without asking the container engine, which takes longer than everything else here: nothing of it decides the
-        # build, and it is looked at when the container opens. Who is strict wants it looked at now.
-        facts = probe.probe(limit=LIMIT if strict else PATIENCE, docker=strict)
-        torch, python = str(answers["torch_version"]), str(answers["python_version"])
-        answer = doctor.resolution(facts, catalogue, torch, python)
-        findings = doctor.examine(facts, answer, catalogue, torch, python)
-        words = report.summary(facts, answer, findings)
-        if not facts.gpus:
-            decided = decision.decide(facts, Project(torch=torch, python=python), Wishes(), catalogue)
-            words.append(printable(decided.summary.replace("torch ", "torch   ", 1)))
-        failed = strict and doctor.exit_status(findings) != 0
-    except Exception as error:
-        return [
-            f"This host could not be checked ({type(error).__name__}: {error}).",
-            "It is looked at again when the container opens.",
-        ]
-    if failed:
-        raise CannotRun(words)
-    return words

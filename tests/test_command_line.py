@@ -245,3 +245,28 @@ def test_new_when_a_hook_refuses(capsys, repository, tmp_path):
     status, _, err = run(capsys, "new", "--output", tmp_path / "out")
     assert (status, err.count("\n")) == (2, 1)
     assert not (tmp_path / "out" / "thing").exists()
+
+
+def test_doctor_honours_the_projects_own_settings(tmp_path, monkeypatch, capsys):
+    host = DescribedHost(tmp_path, monkeypatch)
+    host.nvidia_smi("570.86.10", "4090")
+    host.docker(ServerVersion="28.3.0", Runtimes={"nvidia": {}})
+    host.says("nvidia-ctk", "NVIDIA Container Toolkit CLI version 1.20.0\n")
+    project = tmp_path / "p"
+    (project / ".devcontainer").mkdir(parents=True)
+    (project / "compose.yaml").write_text("services: {}\n")
+    (project / ".devcontainer" / "project.json").write_text('{"slug": "p", "torch": "2.8.0", "python": "3.11"}')
+    status, out, _ = run(capsys, "doctor", "--project", project)
+    assert (status, out.splitlines()[-1][:44]) == (0, "this project here: NVIDIA GeForce RTX 4090, ")
+    (project / ".env").write_text("TORCH_VERSION=2.15.0\n")
+    status, out, _ = run(capsys, "doctor", "--project", project)
+    assert status == 1
+    assert "driver 570.86.10 is too old for torch 2.15.0" in out
+    (project / ".env").write_text("TORCH_VERSION=2.8.7\n")
+    status, out, _ = run(capsys, "doctor", "--project", project)
+    assert "overrides           TORCH_VERSION: torch '2.8.7' is not in the catalogue" in out
+    (project / ".env").write_text("YOLO_ACCEL=cpu\n")
+    status, out, _ = run(capsys, "doctor", "--project", project)
+    assert (status, out.splitlines()[-1]) == (0, "this project here: torch 2.8.0+cpu on the CPU"
+                                              " (https://download.pytorch.org/whl/cpu)")  # fmt: skip
+    assert run(capsys, "doctor", "--project", tmp_path / "nowhere")[0] == 2

@@ -12,6 +12,7 @@ from generator.hostkit.engine import Docker, Running
 from generator.hostkit.finding import Finding
 from generator.hostkit.nvidia import Card, Slice, Smi
 from generator.hostkit.probe import Distribution
+from generator.hostkit.wishes import Wishes
 
 UBUNTU = Distribution("ubuntu", ("debian",), "24.04", "Ubuntu 24.04.3 LTS")
 WSL = {"system": "wsl2", "distribution": UBUNTU, "wsl_driver": True, "module": "", "cards": ()}
@@ -624,3 +625,91 @@ def test_skipped_checks_are_told_by_their_reason():
     text = report.as_text(doctor.grouped(examine(facts())))
     assert text.count("because there is no NVIDIA GPU") == 2  # once for each group
     assert max(map(len, text.splitlines())) <= 112
+
+
+# Sources of drivers, settings of one's own
+
+
+def test_debian_gets_what_its_archive_lacks_from_nvidia():
+    debian = FAMILIES["debian"]
+    archive = only(without_driver(distribution=debian)).command
+    assert "contrib non-free" in archive
+    assert archive.endswith("nvidia-driver")
+    blackwell = (Card("0000:01:00.0", 0x2B85),)
+    assert "cuda-keyring" in only(without_driver(*blackwell, distribution=debian)).command
+    old = facts("5090", distribution=debian, driver="570.86.10")
+    assert "cuda-keyring" in failing(old, "2.15.0")["driver.too-old"].command
+    unlisted = facts("4090", distribution=debian)._replace(smi=Smi("no-devices"), module="550.163.01", cards=blackwell)
+    assert "570 or newer" in only(unlisted).consequence
+
+
+def test_no_command_restarts_the_machine_but_where_nothing_else_helps():
+    commands = [*COMMANDS, *remedies._LOAD.values(), *remedies._ENROL.values()]
+    assert not [command for command in commands if "sudo reboot" in command]
+    for state in ("hangs", "lost", "no-driver", "failed"):
+        assert "reboot" not in only(facts("4090")._replace(smi=Smi(state), module="580.95.05", cards=CARD)).command
+    assert only(facts("4090")._replace(smi=Smi("mismatch"), module="580.95.05", cards=CARD)).command == "sudo reboot"
+
+
+def test_secure_boot_comes_before_nouveau():
+    held = Card("0000:01:00.0", 0x2684, "nouveau")
+    case = without_driver(held, smi=Smi("no-driver"), nouveau=True, secure_boot=True, distribution=FAMILIES["fedora"])
+    finding = only(case)
+    assert (finding.id, "mokutil --import" in finding.command) == ("driver.missing", True)
+
+
+def test_a_linux_driver_inside_wsl_is_the_one_cause():
+    case = facts(**{**WSL, "smi": Smi("no-driver"), "docker": facts("4090").docker, "toolkit": "1.20.0"})
+    finding = only(case)
+    assert (finding.id, "apt-get purge" in finding.command) == ("wsl", True)
+    assert only(facts("4090", driver="581.60", linux_driver=True, **WSL), "warn").id == "wsl"
+
+
+def test_a_jetsons_driver_counts_by_its_branch():
+    thor = facts("Thor", driver="580.00", machine="aarch64", tegra=True)
+    assert doctor.resolution(thor, CATALOGUE).status == "ok"
+    assert "driver.too-old" not in failing(thor)
+    assert "Jetson" in only(facts(tegra=True, machine="aarch64"), "warn").cause
+
+
+def test_what_helps_one_gpu_is_not_said_of_the_other():
+    found = failing(facts("1080", "5090", driver="570.86.10"), "2.15.0")
+    assert "GTX 1080" in found["gpu.arch"].cause
+    assert "use torch 2.14.1 (cu126)" in found["gpu.arch"].consequence
+    assert "TORCH_VERSION=2.14.1" in found["gpu.arch"].command
+    assert "RTX 5090" in found["driver.too-old"].cause
+    assert "580.65.06" in found["driver.too-old"].consequence
+    assert "nvidia-driver-580" not in found["driver.too-old"].command
+
+
+def test_settings_of_ones_own():
+    def look(fault="", **wishes):
+        case = facts("4090")
+        answer = doctor.resolution(case, CATALOGUE)
+        found = doctor.examine(case, answer, CATALOGUE, wishes=Wishes(**wishes), wish_fault=fault)
+        return next(finding for finding in found if finding.id == "overrides")
+
+    assert look().level == "ok"
+    assert look(build="cu126").cause == "TORCH_BUILD=cu126 is honoured"
+    for wish in ({"accel": "cpu"}, {"build": "cpu"}, {"devices": "-1"}):
+        assert look(**wish).level == "warn"
+    assert "sed -i '/^YOLO_ACCEL=/d' .env" in look(accel="cpu").command
+    assert look("YOLO_ACCEL=x is not one of auto, cpu.").level == "fail"
+
+
+def test_no_cgroups_belongs_to_rootless_engines():
+    assert only(facts("4090", toolkit="1.17.8", no_cgroups=True)).id == "toolkit.runtime"
+    assert not failing(facts("4090", toolkit="1.19.1", no_cgroups=True))
+
+
+def test_compose_comes_from_where_the_engine_came_from():
+    case = facts("4090", compose="1.29.2")
+    assert "docker-compose-v2" in only(case).command
+    assert "docker-compose-plugin" in only(case._replace(docker_repository=True)).command
+    snap = case.docker._replace(root="/var/snap/docker/common/var-lib-docker", state="down")
+    assert only(case._replace(docker=snap, compose="2.38.1")).command == "sudo snap restart docker"
+
+
+def test_podman_without_a_docker_command():
+    finding = only(facts("4090", docker=Docker("missing"), podman=True, toolkit=""))
+    assert "podman-docker" in finding.command

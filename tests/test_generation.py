@@ -20,7 +20,7 @@ from cookiecutter.main import cookiecutter
 from hosts import DescribedHost
 
 from generator import answers
-from hooks import post_gen_project
+from hooks import pre_gen_project
 from hooks.pre_gen_project import python_bounds
 
 tomllib = pytest.importorskip("tomllib", reason="Python 3.10 has no TOML reader")
@@ -299,6 +299,12 @@ def test_a_terminal_without_the_characters_and_a_reader_that_leaves(tmp_path: Pa
     assert (tmp_path / "mao-detector/.devcontainer/hostkit/__main__.py").is_file()
 
 
+DEFAULTS = {
+    **{key: value[0] if isinstance(value, list) else value for key, value in answers.questions().items()},
+    "project_slug": "my-detector",
+}
+
+
 def engine(host: DescribedHost) -> None:
     host.docker(ServerVersion="28.3.0", Runtimes={"runc": {}, "nvidia": {}}, OperatingSystem="Ubuntu 24.04")
     host.says("nvidia-ctk", "NVIDIA Container Toolkit CLI version 1.20.0\n")
@@ -320,13 +326,48 @@ def test_a_strict_host_check_makes_no_project_that_cannot_run(tmp_path, monkeypa
     assert Path(made, "compose.yaml").exists()
 
 
+def test_a_refusal_leaves_a_folder_that_was_there_as_it_is(tmp_path, monkeypatch):
+    made = Path(cookiecutter(str(ROOT), no_input=True, output_dir=str(tmp_path)))
+    (made / "README.md").write_text("mine\n")
+    (made / "data" / "own" / "empty").mkdir(parents=True)
+    before = sorted(made.rglob("*"))
+    folder = tmp_path / "host"
+    folder.mkdir()
+    host = DescribedHost(folder, monkeypatch)
+    host.nvidia_smi("470.256.02", "5090")
+    options = {"no_input": True, "output_dir": str(tmp_path), "overwrite_if_exists": True}
+    with pytest.raises(FailedHookException):
+        cookiecutter(str(ROOT), extra_context={"host_check": "strict"}, **options)
+    assert (made / "README.md").read_text() == "mine\n"
+    assert sorted(made.rglob("*")) == before
+
+
+def test_overwriting_keeps_what_is_not_the_templates(tmp_path):
+    made = Path(cookiecutter(str(ROOT), no_input=True, output_dir=str(tmp_path)))
+    own = [made / name for name in ("data/own/empty", "code/yolov5/.git/refs", "notes/__pycache__", "runs/exp/empty")]
+    for folder in own:
+        folder.mkdir(parents=True)
+    (own[2] / "kept.pyc").write_text("")
+    mine = [
+        made / name for name in ("data/own/1.jpg", "runs/exp/best.pt", "code/tests/test_ours.py", "code/lab/ours.py")
+    ]
+    for file in mine:
+        file.write_text("mine")
+    (made / "link").symlink_to(own[0])
+    cookiecutter(str(ROOT), no_input=True, output_dir=str(tmp_path), overwrite_if_exists=True)
+    assert all(folder.is_dir() for folder in own)
+    assert (own[2] / "kept.pyc").exists()
+    assert all(file.read_text() == "mine" for file in mine)
+    assert (made / "link").is_symlink()
+
+
 def test_an_update_is_made_on_any_machine(tmp_path, monkeypatch):
     host = DescribedHost(tmp_path, monkeypatch)
     host.nvidia_smi("470.256.02", "5090")
-    strict = {"host_check": "strict", "torch_version": "2.8.0", "python_version": "3.11"}
-    with pytest.raises(post_gen_project.CannotRun):
-        post_gen_project.host_words(strict)
-    assert "too old" in "\n".join(post_gen_project.host_words({**strict, "_commit": "0" * 40}))  # as cruft renders
+    made = {**json.loads((ROOT / "template" / "cookiecutter.json").read_text()), **DEFAULTS}
+    with pytest.raises(SystemExit, match="too old"):
+        pre_gen_project.main({**made, "host_check": "strict"})
+    pre_gen_project.main({**made, "host_check": "strict", "_commit": "0" * 40})  # as cruft renders
 
 
 @pytest.mark.parametrize("cards", [("5090",), ()])

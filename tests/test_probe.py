@@ -563,3 +563,25 @@ def test_what_a_project_asks_of_its_host(tmp_path, monkeypatch):
     assert needs(tmp_path) == probe.Needs("lab", (("TENSORBOARD_PORT", 7000),), 64 << 20)
     monkeypatch.setenv("TENSORBOARD_PORT", "none")
     assert needs(tmp_path).ports == ()
+
+
+def test_windows_own_nvidia_smi_comes_first(host):
+    host.file("/proc/version", "Linux version 5.15.90.1-microsoft-standard-WSL2\n")
+    host.says("nvidia-smi", "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.\n", code=9)
+    ours = host.file("/usr/lib/wsl/lib/nvidia-smi", f"#!/bin/sh\nprintf '%s' '{ROW}'\n")
+    ours.chmod(0o755)
+    facts = look()
+    assert (facts.smi.state, facts.linux_driver) == ("ok", True)
+
+
+def test_a_slow_first_answer_is_waited_for_where_it_decides(host):
+    host.program("nvidia-smi", f"/bin/sleep 1\nprintf '%s' '{ROW}'")
+    assert look(limit=0.4).smi.state == "hangs"
+    assert look(limit=0.4, patience=5.0).smi.state == "ok"
+
+
+def test_certificates_that_the_environment_names(host, monkeypatch):
+    monkeypatch.setenv("SSL_CERT_FILE", "/etc/ssl/certs/ca-certificates.crt")
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/opt/corp/ca.pem")
+    monkeypatch.delenv("NODE_EXTRA_CA_CERTS", raising=False)
+    assert look().certificate_hint == "/opt/corp/ca.pem"

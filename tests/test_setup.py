@@ -317,8 +317,11 @@ def device(path):
     path.symlink_to("/dev/zero")
 
 
-@pytest.mark.parametrize("make", [pipe, device, Path.mkdir])
-@pytest.mark.parametrize("name", [".env", ".devcontainer/host-ca.pem"])
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [(name, make) for name in (".env", ".devcontainer/host-ca.pem") for make in (pipe, Path.mkdir)]
+    + [(".env", device)],
+)
 def test_a_file_that_is_none_is_named_and_not_waited_for(project, capsys, name, make):
     make(project / name)
     assert run(project, facts("4090")) == 1
@@ -941,3 +944,48 @@ def test_a_container_of_another_decision_is_said_at_every_open(project, capsys, 
         out = capsys.readouterr().out
         assert ("Rebuild Container" in out) == bool(said)
         assert said in out
+
+
+def test_what_is_ours_alone_does_not_follow_a_link(project, tmp_path):
+    theirs = tmp_path / "company.pem"
+    theirs.write_text("theirs")
+    (project / ".devcontainer" / "host-ca.pem").symlink_to(theirs)
+    assert run(project, facts("4090")) == 0
+    assert theirs.read_text() == "theirs"
+    assert not (project / ".devcontainer" / "host-ca.pem").is_symlink()
+
+
+@pytest.mark.parametrize("user", ["corp\\_svc", "john._doe", "_x_", "--", "a" * 300, "Zo\u00eb", ""])
+def test_a_project_name_also_names_an_image(project, user):
+    name = setup.compose_project_name("my-detector", facts("4090", user=user), project)
+    assert re.fullmatch(r"[a-z0-9]+((_|__|-+)[a-z0-9]+)*", name)  # a component of an image's name
+    assert "__" not in name
+    assert len(name) < 120
+
+
+def test_a_file_of_another_encoding_is_not_half_understood(project, capsys):
+    (project / ".env").write_bytes("YOLO_ACCEL=cpu\n".encode("utf-16"))
+    assert run(project, facts("4090")) == 1
+    assert "save it as UTF-8" in capsys.readouterr().err
+
+
+def test_what_a_killed_open_left_is_removed(project):
+    left = project / "..env.0123456789ab"
+    left.write_text("SECRET=1")
+    assert run(project, facts("4090")) == 0
+    assert left.exists()  # perhaps another open is writing it
+    os.utime(left, (0, 0))
+    assert run(project, facts("4090")) == 0
+    assert not left.exists()
+
+
+@pytest.mark.parametrize(
+    ("devices", "said"), [("0,0", "names a GPU twice"), ("GPU-0000000", "fits several GPUs"), ("7", "is not here")]
+)
+def test_devices_that_mean_nothing_are_refused(project, monkeypatch, capsys, devices, said):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", devices)
+    assert run(project, facts("4090", "3090")) == 2
+    assert said in capsys.readouterr().err
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "NoDevFiles")
+    assert run(project, facts("4090")) == 0
+    assert block(project)["LAB_TORCH_BUILD"] == "cpu"

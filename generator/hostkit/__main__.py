@@ -8,7 +8,9 @@ import itertools
 import json
 import os
 import re
+import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Iterable, Sequence
 
@@ -29,8 +31,12 @@ def main(arguments: Sequence[str] | None = None, program: str = "hostkit") -> in
     add_resolve(commands.add_parser("resolve", help="name the torch build for a GPU and a driver"))
     tolerate(sys.stdout, sys.stderr)
     options = parser.parse_args(arguments)
+    if threading.current_thread() is threading.main_thread():  # so that what is asked meanwhile is stopped as well
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         return int(options.run(options))
+    except KeyboardInterrupt:
+        return 130
     except BadRequest as error:
         print(printable(f"{program}: {error}"), file=sys.stderr)
         return 2
@@ -193,9 +199,9 @@ def _gpu(index: int, text: str) -> Gpu:
 def _fleet(options: argparse.Namespace, catalogue: Catalogue) -> int:
     if options.hosts == "-":
         # standard input as it is: bytes that are no UTF-8 spoil one line, not the fleet
-        return _answer(io.TextIOWrapper(sys.stdin.buffer, "utf-8", "replace"), catalogue, options)
+        return _answer(io.TextIOWrapper(sys.stdin.buffer, "utf-8-sig", "replace"), catalogue, options)
     try:
-        with Path(options.hosts).open(encoding="utf-8", errors="replace") as lines:
+        with Path(options.hosts).open(encoding="utf-8-sig", errors="replace") as lines:
             return _answer(lines, catalogue, options)
     except BrokenPipeError:  # of the answers, not of the file
         raise

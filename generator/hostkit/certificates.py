@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import contextlib
+import itertools
 import re
 import stat
 from pathlib import Path
@@ -14,6 +15,7 @@ from .probe import CERTIFICATE_SUFFIXES, certificate_files
 from .terminal import shortened
 
 _PEM = re.compile(rb"-----BEGIN CERTIFICATE-----(.*?)-----END CERTIFICATE-----", re.DOTALL)
+ENTRIES = 5_000  # of a directory that is named; /etc/ssl/certs has some 400
 CERTIFICATES = 4 << 20  # bytes of a file that is read: the bundle of every public CA has a quarter of a MiB
 
 
@@ -59,8 +61,10 @@ def _named_certificates(extra: str, project: Path) -> list[bytes]:
 def _named_files(place: Path) -> list[Path]:
     """The file, or what in the directory is called like a certificate; nothing else (a pipe, a device) is opened."""
     if stat.S_ISDIR(place.stat().st_mode):
-        files = [path for path in sorted(place.rglob("*")) if path.suffix.lower() in CERTIFICATE_SUFFIXES]
-        return [path for path in files if path.is_file()]
+        every = list(itertools.islice(place.rglob("*"), ENTRIES + 1))
+        if len(every) > ENTRIES:
+            raise BadRequest(f"EXTRA_CA_CERTS={place} holds more than {ENTRIES} files: name the file or its directory.")
+        return [path for path in sorted(every) if path.suffix.lower() in CERTIFICATE_SUFFIXES and path.is_file()]
     return [place] if place.is_file() else []
 
 

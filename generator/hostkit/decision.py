@@ -120,6 +120,8 @@ def visible(gpus: tuple[Gpu, ...], devices: str) -> tuple[Gpu, ...]:
         fitting = [
             g for g in gpus if str(g.number) == device or (device.startswith("GPU-") and g.uuid.startswith(device))
         ]
+        if len(fitting) > 1:
+            raise BadRequest(f"CUDA_VISIBLE_DEVICES={shortened(device)} fits several GPUs: give the whole UUID.")
         if not fitting:
             there = ", ".join(str(gpu.number) for gpu in gpus)
             named = f"CUDA_VISIBLE_DEVICES={shortened(devices)}"

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
-import threading
+import time
 from typing import Any, NamedTuple
 
 from .files import names, read
-from .program import Answer, ask
+from .program import ask
 
 
 class Docker(NamedTuple):
@@ -140,8 +140,9 @@ _COMPOSE = re.compile(
 
 def ask_compose(limit: float) -> str:
     """The version of Compose, "" when there is none."""
+    until = time.monotonic() + limit
     for command in (["docker", "compose", "version", "--short"], ["docker-compose", "version", "--short"]):
-        answer = ask(command, limit)
+        answer = ask(command, until - time.monotonic())
         match = _COMPOSE.search(answer.out) if answer.state == "ok" else None
         if match:
             return match[1]
@@ -180,22 +181,17 @@ def ask_running(project: str, limit: float) -> Running:
     """The container in which this project is open, and whether the GPU that it was started with is still there.
 
     systemd takes GPUs away from running containers when it reloads, unless they came by CDI; nothing says so until a
-    program asks. It is asked by the name that Compose gives (`docker ps` would cost its time first), side by side.
+    program asks. The container is known by the name that Compose gives: `docker ps` would cost its time first.
     """
     if not project:
         return Running()
-    answers: dict[str, Answer] = {}
-
-    def inside(name: str) -> None:
-        answers["exec"] = ask(["docker", "exec", name, "nvidia-smi", "-L"], limit)
-
+    until = time.monotonic() + limit
     for name in (f"{project}-dev-1", f"{project}_dev_1"):  # Compose 2, and Podman's
-        asking = threading.Thread(target=inside, args=(name,), daemon=True)
-        asking.start()
-        about = _object(ask(["docker", "inspect", "--type", "container", "--format", "{{json .}}", name], limit).out)
-        if about:
+        command = ["docker", "inspect", "--type", "container", "--format", "{{json .}}", name]
+        about = _object(ask(command, until - time.monotonic()).out)
+        if about or time.monotonic() >= until:
             break
-    else:
+    if not about:
         return Running()
     requests = [_mapping(one) for one in _list(_mapping(about.get("HostConfig")).get("DeviceRequests"))]
     cdi = any(one.get("Driver") == "cdi" for one in requests)
@@ -206,8 +202,10 @@ def ask_running(project: str, limit: float) -> Running:
     )
     if not requests or not _mapping(about.get("State")).get("Running"):
         return known
-    asking.join(limit + 0.5)
-    answer = answers.get("exec", Answer("hangs"))
+    # `timeout` inside: killing the client alone would leave a stuck program in the container
+    seconds = max(1, int(until - time.monotonic()))
+    inside = ["timeout", "-s", "KILL", str(seconds), "nvidia-smi", "-L"]
+    answer = ask(["docker", "exec", name, *inside], seconds + 0.5)
     if re.search(r"^GPU [0-9]", answer.out, re.MULTILINE):
         return known._replace(gpu="ok")
     message = " ".join(answer.text.split())[:300] or "it does not answer"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 
 
@@ -14,7 +15,11 @@ def host_path(path: str) -> Path:
 def read(path: str, limit: int = 1 << 20) -> str:
     """The beginning of a file, "" when it cannot be read."""
     try:
-        with host_path(path).open("rb") as file:
+        # without waiting: a pipe that nobody writes to would hold us for ever
+        handle = os.open(host_path(path), os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        with os.fdopen(handle, "rb") as file:
+            if not stat.S_ISREG(os.fstat(handle).st_mode):
+                return ""
             return file.read(limit).decode("utf-8", "replace")
     except (OSError, ValueError):  # ValueError: no file can have such a name
         return ""

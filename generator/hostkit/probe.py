@@ -31,7 +31,7 @@ from .engine import (
 )
 from .files import host_path, names, read
 from .nvidia import Card, Smi, ask_smi, cards, device_files, linux_driver_in_wsl, listed, module, nouveau, secure_boot
-from .program import LIMIT
+from .program import LIMIT, stop_all
 from .resolve import Gpu, Host
 
 
@@ -169,8 +169,11 @@ def probe(
     members, is_member = _docker_group()
     total, free = _memory()
     deadline = started + limit + patience + 0.5
-    for thread in threads:
-        thread.join(max(0.0, deadline - time.monotonic()))
+    try:
+        for thread in threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+    finally:
+        stop_all()
 
     smi = found.get("smi", Smi("hangs"))
     engine = found.get("docker", Docker("hangs" if docker else "skipped"))

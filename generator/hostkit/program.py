@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import threading
@@ -12,6 +13,8 @@ from typing import IO, NamedTuple
 
 LIMIT = 5.0  # seconds a program may take; a healthy nvidia-smi without persistence mode needs up to about 4
 OUTPUT = 1 << 20  # bytes that are read of what a program prints
+
+_LIVE: set[subprocess.Popen[bytes]] = set()  # programs that were started and have not ended
 
 
 class Answer(NamedTuple):
@@ -30,6 +33,8 @@ class Answer(NamedTuple):
 
 def ask(command: list[str], limit: float = LIMIT) -> Answer:
     """Run a program that only reads. Never raises; past `limit` seconds it "hangs" and is killed with its children."""
+    if limit <= 0:  # the time is up before it could be asked
+        return Answer("hangs")
     environment = {**os.environ, "LC_ALL": "C"}
     try:
         process = subprocess.Popen(
@@ -39,8 +44,13 @@ def ask(command: list[str], limit: float = LIMIT) -> Answer:
         )  # fmt: skip
     except (FileNotFoundError, NotADirectoryError):
         return Answer("missing")
+    except ValueError as error:  # a NUL in a word
+        return Answer("failed", None, "", f"{command[0]} cannot be asked: {error}")
     except OSError as error:
+        if shutil.which(command[0]) is None:  # a directory of that name on PATH, or a file that is no program
+            return Answer("missing")
         return Answer("failed", None, "", f"{command[0]} cannot be run: {error.strerror}")
+    _LIVE.add(process)
     until = time.monotonic() + limit
     chunks: list[list[bytes]] = [[], []]
     readers = []
@@ -57,6 +67,7 @@ def ask(command: list[str], limit: float = LIMIT) -> Answer:
     except subprocess.TimeoutExpired:
         _kill(process)
         return Answer("hangs")
+    _LIVE.discard(process)
     for stream in (process.stdout, process.stderr):
         if stream is not None:
             stream.close()
@@ -64,6 +75,12 @@ def ask(command: list[str], limit: float = LIMIT) -> Answer:
     if any(sum(map(len, one)) > OUTPUT for one in chunks):
         return Answer("endless", None, out, err)
     return Answer("ok" if process.returncode == 0 else "failed", process.returncode, out, err)
+
+
+def stop_all() -> None:
+    """Kill every program that is still asked: whoever ends early leaves nothing behind."""
+    for process in list(_LIVE):
+        _kill(process)
 
 
 def _drain(process: subprocess.Popen[bytes], stream: IO[bytes], into: list[bytes]) -> None:
@@ -81,6 +98,7 @@ def _drain(process: subprocess.Popen[bytes], stream: IO[bytes], into: list[bytes
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
     """Kill the whole group and do not wait long: a process stuck in the driver survives even SIGKILL."""
+    _LIVE.discard(process)
     try:
         if os.name == "posix":
             os.killpg(process.pid, signal.SIGKILL)

@@ -47,7 +47,10 @@ def read_text(path: Path) -> str:
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for, a device never ends
             raise CannotWrite(f"{path} is not a regular file: move it away.")
-        return path.read_bytes().decode("utf-8", "surrogateescape")
+        content = path.read_bytes()
+        if b"\0" in content:  # also what PowerShell's > writes
+            raise CannotWrite(f"{path} is not plain text (UTF-16 or binary): save it as UTF-8.")
+        return content.decode("utf-8", "surrogateescape")
     except FileNotFoundError:
         return ""
     except OSError as error:
@@ -97,7 +100,7 @@ def split_env(text: str) -> tuple[str, str]:
 def own_values(text: str) -> dict[str, str]:
     """The variables that lines of a .env set; the last one wins, as in compose."""
     values = {}
-    for line in text.splitlines():
+    for line in text.split("\n"):  # and at nothing else that Python takes for the end of a line
         match = re.match(BOM + r"?\s*(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)\s*=\s*(.*)", line)
         if not match:
             continue

@@ -219,7 +219,7 @@ def _most_memory(builds: int, cards: list[_Card], host: Host, catalogue: Catalog
 def _served(build: Build, served: list[_Card], cards: list[_Card], asked: _Asked) -> Resolution:
     host, catalogue = asked.host, asked.catalogue
     bit = 1 << catalogue.builds[host.machine].index(build)
-    left = [card for card in cards if card not in served]
+    left = [card for card in cards if not (card.sass | card.ptx) & bit]
     warnings = [
         f"{build.name} has no machine code for {card.title}: the driver compiles its PTX, so the first start is slow."
         for card in served

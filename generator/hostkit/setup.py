@@ -12,6 +12,7 @@ import os
 import re
 import stat
 import sys
+import time
 from pathlib import Path
 
 from .catalogue import BadRequest, Catalogue
@@ -34,6 +35,7 @@ def run(project: Path, accel: str | None, catalogue: Catalogue, facts: Facts | N
         wishes = read_wishes(os.environ, own, accel)
         facts = facts or probe(project, needs=needs(project), patience=PATIENCE)
         decision = decide(facts, settings, wishes, catalogue)
+        _sweep(project)
         owner = _owner(project, facts)
         wanted = files(project, settings, facts, decision, wishes)
         notes = [*_about_identity(project, facts), *(_stale(facts, decision) or _changed(project, wanted))]
@@ -99,11 +101,13 @@ def compose_project_name(slug: str, facts: Facts, project: Path) -> str:
 
     user = facts.user or (str(facts.uid) if facts.uid is not None else "user")
     place = hashlib.sha256(os.fsencode(project.resolve())).hexdigest()[:6]
-    return _safe(f"{_safe(slug) or 'project'}-{_safe(user) or 'user'}-{place}")
+    return f"{_safe(slug) or 'project'}-{_safe(user) or 'user'}-{place}"
 
 
 def _safe(text: str) -> str:
-    return re.sub(r"[^a-z0-9_-]+", "-", text.lower()).strip("-_")
+    """`text` as a part of a compose project's name and of an image's: a-z and 0-9 with single _ or - between them."""
+    plain = re.sub("[^a-z0-9_]+", "-", text.lower())
+    return re.sub("_*-[-_]*|__+", "-", plain).strip("-_")[:40].rstrip("-_")
 
 
 def identity(project: Path, facts: Facts) -> tuple[int, int]:
@@ -244,15 +248,29 @@ def _block(lines: list[str], start: int) -> list[str]:
     return body
 
 
+OLD = 600.0  # seconds after which nobody is still writing
+
+
+def _sweep(project: Path) -> None:
+    """Remove what an open that was killed in the middle had begun: it may hold secrets of .env."""
+    for folder, names in ((project, [".env"]), (project / ".devcontainer", ["compose.local.yaml", "host-ca.pem"])):
+        for name in names:
+            for left in folder.glob(f".{name}." + "[0-9a-f]" * 12):
+                with contextlib.suppress(OSError):
+                    if time.time() - left.lstat().st_mtime > OLD:
+                        left.unlink()
+
+
 def write_atomically(path: Path, content: bytes, owner: tuple[int, int] | None = None) -> bool:
     """Replace a file in one step, keeping its mode; False when it held these bytes already. Raises CannotWrite.
 
     `owner` is for root, who gives the file away. What a link points to may be anybody's, so it keeps its owner.
     """
-    target = Path(os.path.realpath(path))  # a link stays a link
+    # a .env may be a link and stays one; what is ours alone never leads elsewhere
+    target = Path(os.path.realpath(path)) if path.name == ".env" else path
     temporary = target.with_name(f".{target.name}.{os.urandom(6).hex()}")
     try:
-        old = target.stat() if target.exists() else None
+        old = None if not target.exists() or (target.is_symlink() and target == path) else target.stat()
         if old and not stat.S_ISREG(old.st_mode):
             raise CannotWrite(f"{path} is not a regular file: move it away.")
         if old and target.read_bytes() == content:

@@ -41,20 +41,24 @@ def read_wishes(environment: Mapping[str, str], own: str, accel: str | None = No
             f"TORCH_BUILD={shortened(value['TORCH_BUILD'])} is not of the form cu126 or cpu: correct it or remove it."
         )
     devices = value["CUDA_VISIBLE_DEVICES"]
+    devices = "-1" if devices == "NoDevFiles" else devices  # what schedulers set for "none"
     if devices and not re.fullmatch(
         r"-1|[0-9]+(,[0-9]+)*|(GPU|MIG)-[A-Za-z0-9_/-]+(,(GPU|MIG)-[A-Za-z0-9_/-]+)*", devices
     ):
         raise BadRequest(
             f"CUDA_VISIBLE_DEVICES={shortened(devices)} is neither numbers such as 0,1 nor GPU UUIDs: correct it."
         )
+    if len(set(devices.split(","))) != len(devices.split(",")):
+        raise BadRequest(f"CUDA_VISIBLE_DEVICES={shortened(devices)} names a GPU twice: correct it.")
     base = value["TORCH_INDEX_BASE"].rstrip("/")
     if base and not re.fullmatch(r"(https?|file)://[^\s$'\"`#\\]+", base):
         raise BadRequest(
             f"TORCH_INDEX_BASE={shortened(base)} is not a URL such as https://mirror.example/whl: correct it."
         )
     name = value["COMPOSE_PROJECT_NAME"]
-    if name and not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name):
+    if name and not re.fullmatch(r"[a-z0-9]+((_|__|-+)[a-z0-9]+)*", name):
         raise BadRequest(
-            f"COMPOSE_PROJECT_NAME={shortened(name)} may hold only a-z, 0-9, _ and -, after a letter or digit."
+            f"COMPOSE_PROJECT_NAME={shortened(name)} may hold only a-z and 0-9, with single _ or - between them: "
+            "it names the image, too."
         )
     return Wishes(wished, value["TORCH_BUILD"], value["TORCH_VERSION"], devices, value["EXTRA_CA_CERTS"], base, name)

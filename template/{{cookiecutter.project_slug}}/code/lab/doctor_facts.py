@@ -6,11 +6,13 @@ becomes a fact, and a crash ends the child alone.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 import platform
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -195,13 +197,22 @@ def _children(commands: Sequence[Sequence[str]], limit: float, more: Mapping[str
         for words in commands:
             out, err = _memory_file(), _memory_file()
             process = subprocess.Popen(
-                [*begin, *words], stdout=out, stderr=err, stdin=subprocess.DEVNULL, env=environment, cwd=CODE
+                [*begin, *words],
+                stdout=out,
+                stderr=err,
+                stdin=subprocess.DEVNULL,
+                env=environment,
+                cwd=CODE,
+                start_new_session=True,
             )
             started.append((process, out, err))
         return [_result(process, out, err, until) for process, out, err in started]
     finally:
         for process, _, _ in started:
             _kill(process)
+
+
+OUTPUT = 1 << 20  # bytes that are kept of what a program prints
 
 
 def _memory_file() -> IO[bytes]:
@@ -223,12 +234,13 @@ def _result(process: subprocess.Popen[bytes], out: IO[bytes], err: IO[bytes], un
     with out, err:
         out.seek(0)
         err.seek(0)
-        return read_steps(out.read().decode(errors="replace"), err.read().decode(errors="replace"), end)
+        return read_steps(out.read(OUTPUT).decode(errors="replace"), err.read(OUTPUT).decode(errors="replace"), end)
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)  # with what it started itself
     if process.poll() is None:
-        process.kill()
         try:
             process.wait(KILLED)
         except subprocess.TimeoutExpired:
@@ -243,7 +255,7 @@ def read_steps(out: str, err: str, end: str) -> Child:
     for line in out.splitlines():
         try:
             said = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             said = None
         if not isinstance(said, dict) or "step" not in said:
             words.append(line)
@@ -302,7 +314,14 @@ def _run(command: list[str]) -> tuple[str, str]:
     """("", "failed" or "hangs"; both streams)."""
     with _memory_file() as out:
         try:
-            process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+            process = subprocess.Popen(
+                command,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+            resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (OUTPUT, OUTPUT))  # it may print without end
         except OSError as error:
             return "failed", str(error)
         try:
@@ -312,7 +331,7 @@ def _run(command: list[str]) -> tuple[str, str]:
         finally:
             _kill(process)
         out.seek(0)
-        return "failed" if status else "", out.read(1 << 20).decode(errors="replace").strip()
+        return "failed" if status else "", out.read(OUTPUT).decode(errors="replace").strip()
 
 
 def _rows(text: str, fields: Sequence[str]) -> tuple[Gpu, ...]:
@@ -369,7 +388,7 @@ def _accel(file: Path) -> str:
 def read_catalogue(file: Path, torch: Child, machine: str = "") -> tuple[frozenset[int] | None, str]:
     """(codes that the catalogue knows of the installed build, why there are none)."""
     about = torch.steps.get("torch", {})
-    if not about.get("ok") or not about["cuda"]:
+    if not about.get("ok") or not about.get("cuda") or not about.get("version"):
         return None, "torch has no CUDA code" if about.get("ok") else "torch cannot be asked"
     release, name = str(about["version"]).partition("+")[0], "cu" + str(about["cuda"]).replace(".", "")
     machine = machine or platform.machine()
@@ -379,7 +398,9 @@ def read_catalogue(file: Path, torch: Child, machine: str = "") -> tuple[frozens
         codes = next(([*sass, *ptx] for build, on, sass, ptx in builds if (build, on) == (name, machine)), None)
     except OSError:
         return None, "there is no catalogue here"
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None, f"{file} cannot be read"
+    if codes is not None and not all(isinstance(code, int) for code in codes):
         return None, f"{file} cannot be read"
     return (frozenset(codes), "") if codes is not None else (None, f"the catalogue has no torch {release}+{name}")
 
