@@ -94,6 +94,7 @@ def engine_finding(facts: Facts) -> Finding:
     checks = (
         engine_checks.docker_missing, engine_checks.docker_integration, engine_checks.docker_down,
         engine_checks.docker_permission, engine_checks.toolkit_missing, engine_checks.toolkit_runtime,
+        engine_checks.toolkit_cdi_only,
     )  # fmt: skip
     for finding in (check(case) for check in checks):
         if finding.level == "fail":

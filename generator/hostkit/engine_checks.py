@@ -206,7 +206,8 @@ def toolkit_missing(case: Case) -> Finding:
     because = _toolkit_needed(case)
     if because:
         return Finding("toolkit.missing", "skip", because)
-    if facts.toolkit or facts.hook or "nvidia" in facts.docker.runtimes or facts.cdi or has_cdi(facts):
+    switched_off = bool(facts.cdi) and _major(facts.docker.version) >= DOCKER_CDI
+    if facts.toolkit or facts.hook or "nvidia" in facts.docker.runtimes or has_cdi(facts) or switched_off:
         known = facts.toolkit if facts.toolkit not in {"", "unknown"} else ""
         return Finding("toolkit.missing", "ok", f"NVIDIA Container Toolkit {known}".strip())
     cause = "the NVIDIA Container Toolkit is not installed"

@@ -218,8 +218,11 @@ SITUATIONS = (
     Situation("CDI only, as the engine says",
               (gpus("4090"), docker(DiscoveredDevices=[{"Source": "cdi", "ID": "nvidia.com/gpu=all"}])),
               CDI, "2.8.0+cu128", ("hands out the GPU by CDI",)),
+    Situation("CDI switched off", (gpus("4090"), TOOLKIT, docker(CDISpecDirs=[]), file("/etc/cdi/nvidia.yaml", SPEC)),
+              RUNTIME, "2.8.0+cu128",
+              ("Docker has CDI switched off; if the container does not start", "--cdi.enabled")),
     Situation("CDI file, engine too old for CDI",
-              (gpus("4090"), docker(ServerVersion="24.0.7"), file("/etc/cdi/nvidia.yaml", SPEC)),
+              (gpus("4090"), docker(ServerVersion="24.0.7", CDISpecDirs=[]), file("/etc/cdi/nvidia.yaml", SPEC)),
               NO_GPU, "2.8.0+cpu*", ("Container Toolkit is not installed",)),
     Situation("driver without toolkit", (gpus("4090"),), NO_GPU, "2.8.0+cpu*",
               ("the CPU, because the NVIDIA Container Toolkit is not installed",
@@ -281,7 +284,7 @@ SITUATIONS = (
 
     # a driver in trouble
     Situation("hanging nvidia-smi", (hangs("nvidia-smi"), pci(), file("/proc/driver/nvidia/version", MODULE), NVIDIA),
-              NO_GPU, "2.8.0+cpu*", ("the CPU, because nvidia-smi does not answer", "sudo reboot")),
+              NO_GPU, "2.8.0+cpu*", ("the CPU, because nvidia-smi does not answer", "sudo dmesg")),
     Situation("driver not installed", (pci(), NVIDIA), NO_GPU, "2.8.0+cpu*",
               (CARD, "its driver is not installed", "sudo ubuntu-drivers install")),
     Situation("nouveau instead of the driver",
@@ -296,7 +299,7 @@ SITUATIONS = (
     Situation("driver not loaded",
               (pci(), NVIDIA, says("nvidia-smi", "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA"
                                    " driver. Make sure that the latest NVIDIA driver is installed.\n", code=9)),
-              NO_GPU, "2.8.0+cpu*", (CARD, "its driver is not loaded")),
+              NO_GPU, "2.8.0+cpu*", (CARD, "its driver is installed, but not loaded", "sudo modprobe nvidia")),
     Situation("library and driver differ",
               (pci(), NVIDIA, file("/proc/driver/nvidia/version", MODULE),
                says("nvidia-smi", "Failed to initialize NVML: Driver/library version mismatch\n"
@@ -305,7 +308,7 @@ SITUATIONS = (
     Situation("a GPU fell off the bus",
               (pci(), NVIDIA, says("nvidia-smi", "Unable to determine the device handle for GPU0000:01:00.0: GPU is "
                                    "lost.  Reboot the system to recover this GPU\n", code=15)),
-              NO_GPU, "2.8.0+cpu*", ("fell off the bus", "sudo reboot")),
+              NO_GPU, "2.8.0+cpu*", ("fell off the bus", "sudo dmesg")),
 
     # what the user asks for
     Situation("CPU, from the shell", (gpus("4090"), NVIDIA, shell(YOLO_ACCEL="cpu")), NO_GPU, "2.8.0+cpu*",
