@@ -85,6 +85,11 @@ def limit(run: Run, found: Load | None) -> str:
     if found.gpu is None:
         if found.untold and run.options.get("device") != "cpu":
             return "Not known: the GPU did not tell how busy it was."
+        if found.cpu < 50:
+            return (
+                f"Not clear: no GPU took part, and the processors were busy only {found.cpu:.0f} % of the time. "
+                "Pictures may come from a slow disk (<code>--cache ram</code> helps), or other programs took the machine."
+            )
         return (
             f"The processors: they were busy {found.cpu:.0f} % of the time, and no GPU took part. A GPU is the one big "
             "step; until then a smaller <code>--img</code> or yolov5n trains faster."
@@ -240,8 +245,8 @@ def _small_things(run: Run, found: Findings) -> str:
     )
 
 
-def _inventions(_: Run, found: Findings) -> str:
-    if found.measured is None:
+def _inventions(run: Run, found: Findings) -> str:
+    if found.measured is None or _still_rising(run, found):  # much is loose at first, and tightens by itself
         return ""
     invented = sum(found.measured.confusion[-1])
     if invented < max(10, 0.5 * found.measured.boxes):

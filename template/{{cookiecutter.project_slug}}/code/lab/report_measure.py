@@ -188,16 +188,18 @@ def _at_confidences(right: npt.NDArray[np.bool_], confidence: Array, boxes: int)
     return np.where(kept > 0, hits[kept] / np.maximum(kept, 1), 1.0), hits[kept] / boxes
 
 
-def pairs(picture: Picture, sure: float = SURE, same: float = SAME) -> tuple[list[tuple[int, int]], list[int]]:
-    """Labelled boxes and the predictions that overlap them most, one to one, whatever their class.
+def pairs(picture: Picture, named: bool = False) -> tuple[list[tuple[int, int]], list[int]]:
+    """Labelled boxes and the predictions that overlap them most, one to one; with `named`, of the same class only.
 
     Returns (index of the box, index of the prediction) pairs, best overlap first, and the sure predictions' indices.
     """
-    kept = np.flatnonzero(picture.found[:, 5] >= sure)
+    kept = np.flatnonzero(picture.found[:, 5] >= SURE)
     if not len(kept) or not len(picture.truth):
         return [], kept.tolist()
     area = overlap(picture.truth[:, 1:], picture.found[kept, 1:5])
-    rows, columns = np.nonzero(area >= same)
+    if named:
+        area = area * (picture.truth[:, :1] == picture.found[kept, 0])
+    rows, columns = np.nonzero(area >= SAME)
     order = np.argsort(-area[rows, columns], kind="stable")
     taken_rows: set[int] = set()
     taken: set[int] = set()
@@ -225,18 +227,17 @@ def confusion(pictures: list[Picture], classes: int) -> npt.NDArray[np.int64]:
     return table
 
 
-def errors(picture: Picture) -> int:
-    """Boxes missed, invented, or named wrongly."""
-    matched, kept = pairs(picture)
-    wrong = sum(picture.truth[row, 0] != picture.found[column, 0] for row, column in matched)
-    return len(picture.truth) + len(kept) - 2 * len(matched) + int(wrong)
+def errors(picture: Picture) -> tuple[int, int]:
+    """Labelled boxes that were missed, and predictions that are wrong. One under another name is both."""
+    matched, kept = pairs(picture, named=True)
+    return len(picture.truth) - len(matched), len(kept) - len(matched)
 
 
 def by_size(pictures: list[Picture], shapes: list[tuple[float, float]]) -> list[tuple[int, int]]:
     """Labelled boxes, and those of them found with the right class: small, medium, large as the network sees them."""
     counts = [[0, 0] for _ in range(len(SIZES) + 1)]
     for picture, (width, height) in zip(pictures, shapes, strict=True):
-        matched = {row for row, column in pairs(picture)[0] if picture.truth[row, 0] == picture.found[column, 0]}
+        matched = {row for row, _ in pairs(picture, named=True)[0]}
         for row, (_, left, top, right, bottom) in enumerate(picture.truth.tolist()):
             side = ((right - left) * width * (bottom - top) * height) ** 0.5
             group = counts[sum(side >= size for size in SIZES)]

@@ -55,7 +55,7 @@ svg { width: 100%; height: auto; display: block } svg text { fill: var(--soft); 
 .line.dashed { stroke-dasharray: 6 4 } .line.thick { stroke-width: 3 } .band { stroke: none; opacity: .2 }
 .good { fill: var(--good) } .bad { fill: var(--bad) } svg .cell { fill: var(--text); font-size: 13px }
 svg .cell.strong { fill: var(--back); font-weight: 600 }
-.box { fill: none } svg .name { fill: #fff }
+.box { fill: none } .box.wrong { stroke-dasharray: 4 3 } svg .name { fill: #fff }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums } .wide { overflow-x: auto }
 th, td { text-align: right; padding: 4px 12px 4px 0; border-bottom: 1px solid var(--edge); white-space: nowrap }
 th { font-weight: 600; color: var(--soft); font-size: 13px } th:first-child, td:first-child { text-align: left }
@@ -403,10 +403,11 @@ def _pictures(found: Findings, project: Project) -> list[str]:
     for title, about, samples in (
         (
             "Pictures from validation",
-            "Evenly spread over the validation set. Left the labels, right what best.pt finds.",
+            "Evenly spread over the validation set. Left the labels, right what best.pt finds; dashed is what was "
+            "missed, invented or named wrongly.",
             found.fair,
         ),
-        ("Where it errs most", "Boxes missed, invented or named wrongly.", found.worst),
+        ("Where it errs most", "The pictures with the most such boxes, of those not shown above.", found.worst),
     ):
         shots = []
         for sample in samples:
@@ -424,8 +425,15 @@ def _shot(sample: Sample, names: list[str], index: int, project: Project) -> str
     if made is None:
         return ""
     uri, size = made
-    drawing = report_svg.boxes(index, uri, size, (sample.truth, sample.found), names)
-    words = "no error" if not sample.errors else f"{sample.errors} error{'s' if sample.errors > 1 else ''}"
+    sides = (
+        list(zip(sample.truth, sample.missed, strict=True)),
+        list(zip(sample.found, sample.wrong, strict=True)),
+    )
+    drawing = report_svg.boxes(index, uri, size, sides, names)
+    missed, wrong = sum(sample.missed), sum(sample.wrong)
+    words = (
+        ", ".join(f"{count} {word}" for count, word in ((missed, "missed"), (wrong, "wrong")) if count) or "all right"
+    )
     caption = f"{project.show(Path(sample.image))}: {words}"
     return f"<figure>{drawing}<figcaption>{escape(caption)}</figcaption></figure>"
 
@@ -555,7 +563,7 @@ def _repeat(run: Run, project: Project) -> list[str]:
     if not said:
         notes.append("There is no run.json: the command was put together from the options the engine wrote down.")
     elif not git.get("commit"):
-        notes.append("The project was in no git repository, so the state of the code is not recorded.")
+        notes.append("No commit of the code is recorded: git was not used, or nothing was committed yet.")
     if git.get("cut"):
         notes.append(f"{record.DIFF} was cut at 1 MiB and does not apply: the code is not recorded in full.")
     if git.get("untracked"):

@@ -32,12 +32,16 @@ FORMAT = 1  # of report.json
 
 @dataclass(frozen=True)
 class Sample:
-    """A picture to show. Rows are class, left, top, right, bottom as fractions; `found` has a confidence too."""
+    """A picture to show. Rows are class, left, top, right, bottom as fractions; `found` has a confidence too.
+
+    The surest prediction comes last, so that it is drawn on top.
+    """
 
     image: str
     truth: list[list[float]]
     found: list[list[float]]
-    errors: int
+    missed: list[bool]  # of each labelled box: nothing of its class was found there
+    wrong: list[bool]  # of each prediction: there is nothing of that class
 
 
 @dataclass(frozen=True)
@@ -280,15 +284,22 @@ def _progress(directory: Path, total: int) -> Iterator[None]:
 def choose(images: list[Path], pictures: list[Picture]) -> tuple[list[Sample], list[Sample]]:
     """A fair sample, evenly spread, and of the others those with the most errors."""
     spread = np.unique(np.linspace(0, len(images) - 1, min(FAIR, len(images))).round().astype(int)).tolist()
-    wrong = [report_measure.errors(picture) for picture in pictures]
+    wrong = [sum(report_measure.errors(picture)) for picture in pictures]
     others = sorted(set(range(len(images))) - set(spread), key=lambda index: (-wrong[index], index))
     worst = [index for index in others[:WORST] if wrong[index]]
-    fair, bad = (
-        [_sample(images[index], pictures[index], wrong[index]) for index in indices] for indices in (spread, worst)
-    )
+    fair, bad = ([_sample(images[index], pictures[index]) for index in indices] for indices in (spread, worst))
     return fair, bad
 
 
-def _sample(image: Path, picture: Picture, wrong: int) -> Sample:
-    found = picture.found[picture.found[:, 5] >= SURE]
-    return Sample(str(image), picture.truth.round(4).tolist(), found.round(4).tolist(), wrong)
+def _sample(image: Path, picture: Picture) -> Sample:
+    order = np.argsort(picture.found[:, 5], kind="stable")
+    shown = Picture(picture.truth, picture.found[order][picture.found[order, 5] >= SURE])
+    matched, _ = report_measure.pairs(shown, named=True)
+    hit, right = {row for row, _ in matched}, {column for _, column in matched}
+    return Sample(
+        str(image),
+        shown.truth.round(4).tolist(),
+        shown.found.round(4).tolist(),
+        [row not in hit for row in range(len(shown.truth))],
+        [column not in right for column in range(len(shown.found))],
+    )

@@ -12,6 +12,7 @@ WIDTH, HEIGHT = 620, 250
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 12, 36
 COLOURS = 8  # classes c0 … c7 of the style sheet
 Value = float | None
+Marked = tuple[Sequence[float], bool]
 
 
 @dataclass(frozen=True)
@@ -193,11 +194,12 @@ def shortened(name: str, most: int = 22) -> str:
 
 
 def boxes(
-    number_: int, uri: str, size: tuple[int, int], sides: Sequence[Sequence[Sequence[float]]], names: Sequence[str]
+    number_: int, uri: str, size: tuple[int, int], sides: Sequence[Sequence[Marked]], names: Sequence[str]
 ) -> str:
     """A picture twice, labels on the left, predictions on the right; it is embedded once.
 
-    `size` in pixels. Rows are class, left, top, right, bottom as fractions and, for predictions, the confidence.
+    `size` in pixels. Rows are class, left, top, right, bottom as fractions and, for predictions, the confidence;
+    those marked are dashed.
     """
     width, height = size
     gap = max(4, width // 60)
@@ -206,14 +208,15 @@ def boxes(
     parts.append(f'<use href="#p{number_}" x="{width + gap}"/>')
     for side, rows in enumerate(sides):
         shift = side * (width + gap)
-        for row in rows:
+        for row, marked in rows:
             label, (left, top, right, bottom) = int(row[0]), row[1:5]
             x, y = left * width + shift, top * height
             name = shortened(names[label] if label < len(names) else str(label), 16)
             name += f" {row[5]:.2f}" if len(row) > 5 else ""
             colour = label % COLOURS
+            style = f"box c{colour} wrong" if marked else f"box c{colour}"
             parts.append(
-                f'<rect class="box c{colour}" x="{x:.1f}" y="{y:.1f}" width="{(right - left) * width:.1f}" '
+                f'<rect class="{style}" x="{x:.1f}" y="{y:.1f}" width="{(right - left) * width:.1f}" '
                 f'height="{(bottom - top) * height:.1f}" stroke-width="{letter / 7:.1f}"/>'
             )
             wide = len(name) * letter * 0.56 + letter * 0.4

@@ -279,14 +279,14 @@ def read(file: Path) -> list[Sample]:
             rows = list(csv.reader(opened))
     except (OSError, csv.Error):
         return []
-    if not rows or tuple(rows[0]) != COLUMNS:
+    if not rows or not set(COLUMNS[:8]) <= set(rows[0]):  # the ninth came later
         return []
     found = []
     for row in rows[1:]:
-        values = [_number(cell) for cell in row]
-        if len(values) == len(COLUMNS) and values[0] is not None:
-            gpu = int(values[1]) if values[1] is not None else None
-            found.append(Sample(values[0], gpu, *values[2:]))
+        said = dict(zip(rows[0], map(_number, row), strict=False))
+        time_s, gpu, *values = (said.get(column) for column in COLUMNS)
+        if len(row) == len(rows[0]) and time_s is not None:
+            found.append(Sample(time_s, int(gpu) if gpu is not None else None, *values))
     return found
 
 

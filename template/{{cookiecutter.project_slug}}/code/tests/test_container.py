@@ -1,6 +1,7 @@
 """Inside the container: both engines from training to ONNX, without one look-up, and through Ctrl-C."""
 
 import csv
+import json
 import os
 import re
 import signal
@@ -106,3 +107,40 @@ def test_smoke(engine: str, project: Project, tmp_path: Path) -> None:
         done.stdout,
     ), done.stdout
     assert not any((project.root / "runs").glob("smoke-*"))
+
+
+def test_a_run_is_recorded_and_reported(engine: str, project: Project, shapes: Path, tmp_path: Path) -> None:
+    log = tmp_path / "network.log"
+    done = lab(["train", *TRAIN, "--epochs", "2", "--engine", engine], log)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    run = project.root / "runs/train/exp"
+    said = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    assert (said["status"], said["engine"], said["data"]["images"]) == ("done", engine, {"train": 10, "val": 2})
+    assert said["versions"]["torch"]
+    assert (run / "telemetry.csv").is_file()
+    before = sorted(path.name for path in (project.root / "data/demo").rglob("*"))
+    made = lab(["report"], log)
+    assert made.returncode == 0, made.stdout + made.stderr
+    assert "was not measured" not in made.stderr
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert page.count('class="shot"') == 2
+    for words in ("circle", "How to repeat it", f"lab train --engine {engine}", "What limited it"):
+        assert words in page
+    assert sorted(path.name for path in (project.root / "data/demo").rglob("*")) == before
+
+
+def test_the_report_counts_as_the_engine_does(engine: str, project: Project, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    assert lab(["data", "demo", "--images", "60", "--size", "96", "--out", "data/demo96"], log).returncode == 0
+    words = ["--data", "data/demo96/data.yaml", "--engine", engine, "--img", "96"]
+    train = ["train", "--weights", "", "--cfg", "yolov5n.yaml", "--hyp", "hyp.small.yaml", "--optimizer", "AdamW"]
+    train += ["--batch", "8", "--epochs", "30", "--cache", "ram", "--noplots", "--noval", "--workers", "0"]
+    assert lab([*train, *words], log).returncode == 0
+    val = lab(["val", "--weights", "runs/train/exp/weights/best.pt", *words, "--workers", "0"], log)
+    own = re.findall(r"\ball +(\d+) +(\d+) +[\d.]+ +[\d.]+ +([\d.]+) +([\d.]+)", val.stdout + val.stderr)[-1]
+    assert lab(["report"], log).returncode == 0
+    ours = json.loads((project.root / "runs/train/exp/report.json").read_text(encoding="utf-8"))["measured"]
+    assert [str(ours["pictures"]), str(ours["boxes"])] == [own[0], own[1]]
+    assert ours["ap50"] > 0.05
+    assert ours["ap50"] == pytest.approx(float(own[2]), abs=0.01)
+    assert ours["ap"] == pytest.approx(float(own[3]), abs=0.01)

@@ -306,3 +306,9 @@ def test_a_torn_telemetry_file(tmp_path: Path) -> None:
     assert [(sample.time, sample.gpu_util) for sample in found] == [(2.0, 50.0), (4.0, None)]
     file.write_bytes(b"\x00\xff\n")
     assert telemetry.read(file) == []
+
+
+def test_telemetry_without_the_newest_column(tmp_path: Path) -> None:
+    file = tmp_path / telemetry.NAME
+    file.write_text(",".join(telemetry.COLUMNS[:8]) + "\n2.0,0,50,100,75,10,100,0\n", encoding="utf-8")
+    assert telemetry.read(file) == [telemetry.Sample(2.0, 0, 50, 100, 75, 10, 100, 0, None)]

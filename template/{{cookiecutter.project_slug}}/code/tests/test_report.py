@@ -322,7 +322,8 @@ def test_advice_follows_the_measurement(project: Project, data: Path) -> None:
         (1, 35, 90, {"cache": "ram"}, "More processors help"),
         (1, 35, 20, {"workers": 2}, "Waiting for pictures, most likely"),
         (1, 35, 20, {"workers": 32}, "a larger <code>--batch</code> keeps the GPU busier"),
-        (0, 0, 90, {}, "no GPU took part"),
+        (0, 0, 90, {}, "The processors: they were busy"),
+        (0, 0, 20, {}, "Not clear: no GPU took part"),
     ],
 )
 def test_what_limited_it(
@@ -381,3 +382,8 @@ def test_measurements_survive_json() -> None:
     from lab.report_measure import from_json
 
     assert from_json(json.loads(json.dumps(asdict(measured())))) == measured()
+
+
+def test_other_programs_on_the_machine_are_named(project: Project, data: Path) -> None:
+    found = report_advice.Load(gpu=None, cpu=15, gpu_memory=None, memory=100, reading=0, gpus=0, host_cpu=97)
+    assert report_advice.limit(run(project, data), found).startswith("Other programs on this machine")

@@ -112,5 +112,15 @@ def test_pictures_to_show_are_spread_and_the_worst_are_among_the_others() -> Non
     pictures = [bad if index in (3, 50) else good for index in range(100)]
     fair, worst = choose([Path(f"{index}.jpg") for index in range(100)], pictures)
     assert [sample.image for sample in fair][:2] == ["0.jpg", "14.jpg"]
-    assert [(sample.image, sample.errors) for sample in worst] == [("3.jpg", 2), ("50.jpg", 2)]
-    assert report_measure.errors(good) == 0
+    assert [(sample.image, sample.missed, sample.wrong) for sample in worst] == [
+        ("3.jpg", [True], [True]),
+        ("50.jpg", [True], [True]),
+    ]
+    assert report_measure.errors(good) == (0, 0)
+
+
+def test_a_right_box_is_right_though_a_wrong_one_lies_closer() -> None:
+    loose = (0.1, 0.1, 0.3, 0.28)
+    picture = Picture(truth((0, *BOX)), found((1, *BOX, 0.5), (0, *loose, 0.9)))
+    assert report_measure.errors(picture) == (0, 1)
+    assert measure([picture], 2).confusion == [[0, 1, 0], [0, 0, 0], [1, 0, 0]]
