@@ -88,7 +88,7 @@ def limit(run: Run, found: Load | None) -> str:
         if found.cpu < 50:
             return (
                 f"Not clear: no GPU took part, and the processors were busy only {found.cpu:.0f} % of the time. "
-                "Pictures may come from a slow disk (<code>--cache ram</code> helps), or other programs took the machine."
+                "Pictures may come from a slow disk (<code>--cache ram</code> helps), or others used the machine."
             )
         return (
             f"The processors: they were busy {found.cpu:.0f} % of the time, and no GPU took part. A GPU is the one big "
