@@ -55,7 +55,7 @@ svg { width: 100%; height: auto; display: block } svg text { fill: var(--soft); 
 .line.dashed { stroke-dasharray: 6 4 } .line.thick { stroke-width: 3 } .band { stroke: none; opacity: .2 }
 .good { fill: var(--good) } .bad { fill: var(--bad) } svg .cell { fill: var(--text); font-size: 13px }
 svg .cell.strong { fill: var(--back); font-weight: 600 }
-.box { fill: none } .box.wrong { stroke-dasharray: 4 3 } svg .name { fill: #fff }
+.box { fill: none } svg .name { fill: #fff }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums } .wide { overflow-x: auto }
 th, td { text-align: right; padding: 4px 12px 4px 0; border-bottom: 1px solid var(--edge); white-space: nowrap }
 th { font-weight: 600; color: var(--soft); font-size: 13px } th:first-child, td:first-child { text-align: left }

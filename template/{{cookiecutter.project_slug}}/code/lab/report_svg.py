@@ -214,9 +214,9 @@ def boxes(
             name = shortened(names[label] if label < len(names) else str(label), 16)
             name += f" {row[5]:.2f}" if len(row) > 5 else ""
             colour = label % COLOURS
-            style = f"box c{colour} wrong" if marked else f"box c{colour}"
+            dash = f' stroke-dasharray="{letter / 2.4:.1f} {letter / 4:.1f}"' if marked else ""
             parts.append(
-                f'<rect class="{style}" x="{x:.1f}" y="{y:.1f}" width="{(right - left) * width:.1f}" '
+                f'<rect class="box c{colour}"{dash} x="{x:.1f}" y="{y:.1f}" width="{(right - left) * width:.1f}" '
                 f'height="{(bottom - top) * height:.1f}" stroke-width="{letter / 7:.1f}"/>'
             )
             wide = len(name) * letter * 0.56 + letter * 0.4

@@ -84,9 +84,14 @@ def test_an_interrupted_run_goes_on(engine: str, project: Project, shapes: Path,
     assert running.returncode == 130
     assert "--resume runs/train/exp/weights/last.pt" in said
     assert "Traceback" not in said
+    record = project.root / "runs/train/exp/run.json"
+    assert json.loads(record.read_text(encoding="utf-8"))["status"] == "stopped"
     done = lab(["train", "--resume", "runs/train/exp", "--engine", engine], tmp_path / "log")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert len((project.root / "runs/train/exp/results.csv").read_text().splitlines()) == 5
+    resumed = json.loads(record.read_text(encoding="utf-8"))
+    assert [attempt["status"] for attempt in resumed["attempts"]] == ["stopped", "done"]
+    assert resumed["resumed_from"] == "runs/train/exp/weights/last.pt"
 
 
 def test_it_learns(engine: str, project: Project, tmp_path: Path) -> None:

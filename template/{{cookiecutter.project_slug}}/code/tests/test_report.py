@@ -317,7 +317,7 @@ def test_advice_follows_the_measurement(project: Project, data: Path) -> None:
 @pytest.mark.parametrize(
     ("gpus", "gpu_util", "cpu_util", "options", "words"),
     [
-        (1, 95, 40, {}, "The GPU: the GPU was busy"),
+        (1, 95, 40, {}, "The GPU, which was busy"),
         (1, 35, 90, {}, "--cache ram"),
         (1, 35, 90, {"cache": "ram"}, "More processors help"),
         (1, 35, 20, {"workers": 2}, "Waiting for pictures, most likely"),
