@@ -97,8 +97,8 @@ def limit(run: Run, found: Load | None) -> str:
     together = f"the GPU was busy {found.gpu:.0f} % of the time, the processors {found.cpu:.0f} %"
     if found.gpu >= 85:
         return (
-            f"The GPU, {together.replace('the GPU was', 'which was', 1)}. A larger <code>--batch</code> or more GPUs help, "
-            "faster loading would not."
+            f"The GPU, {together.replace('the GPU was', 'which was', 1)}. A larger <code>--batch</code> or more GPUs "
+            "help, faster loading would not."
         )
     if found.cpu >= 75 or (found.reading or 0) >= 100:
         where = "Reading and preparing pictures"
