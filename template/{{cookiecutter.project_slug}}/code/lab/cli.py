@@ -129,6 +129,29 @@ def doctor(
     return check.main(open_project(), as_json)
 
 
+@app.command()
+def report(
+    runs: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="a run's directory or name; several are compared  [default: the newest]", show_default=False
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option(help="where to measure the checkpoint: GPU number, or cpu")] = "",
+    no_val: Annotated[bool, typer.Option("--no-val", help="leave out what needs the checkpoint measured")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="the file to write  [default: in the run]", show_default=False)
+    ] = None,
+) -> int:
+    """Write one HTML page about a run: how good, on what, what limited it, what to try next, how to repeat it.
+
+    Example: `lab report runs/train/exp`, or `lab report exp exp2 exp3` side by side
+    """
+    from lab import report as page  # noqa: PLC0415
+
+    return page.main(open_project(), runs or [], device or None, not no_val, out)
+
+
 @data_app.command("demo")
 def data_demo(  # typer passes them by name
     images: Annotated[int, typer.Option(help="pictures, training and validation together")] = 512,

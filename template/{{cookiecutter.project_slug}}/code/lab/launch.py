@@ -18,6 +18,7 @@ from lab.engines import Call
 from lab.environment import child_environment
 from lab.errors import FAILED, INTERRUPTED, LabError
 from lab.project import Project
+from lab.telemetry import sampling
 
 GRACE = 15.0  # seconds from Ctrl-C to SIGKILL; workers and ranks close within a few
 TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -47,7 +48,8 @@ def run(call: Call, project: Project, run_directory: Path | None, device: str = 
             "device": device,
         }
         (place / "request.json").write_text(json.dumps(request), encoding="utf-8")
-        status, interrupted = _wait(_command(call, place), place, child_environment(project, place), log)
+        watched = run_directory if call.payload["task"] == "train" else None
+        status, interrupted = _wait(_command(call, place), place, child_environment(project, place), log, watched)
         if interrupted:
             raise Interrupted
         if status == 0:
@@ -65,7 +67,9 @@ def _command(call: Call, scratch: Path) -> list[str]:
     return [sys.executable, *words]
 
 
-def _wait(command: list[str], cwd: Path, environment: dict[str, str], log: IO[str] | None) -> tuple[int, bool]:
+def _wait(
+    command: list[str], cwd: Path, environment: dict[str, str], log: IO[str] | None, watched: Path | None
+) -> tuple[int, bool]:
     for name in TORCHRUN:
         environment.pop(name, None)
     # Its own session: the terminal's Ctrl-C reaches us alone, and we stop the child's main process first, so that it
@@ -73,7 +77,7 @@ def _wait(command: list[str], cwd: Path, environment: dict[str, str], log: IO[st
     child = subprocess.Popen(
         command, cwd=cwd, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
     )
-    with _signals_to(child) as received:
+    with _signals_to(child) as received, sampling(watched, child.pid):
         try:
             child.wait()
         finally:

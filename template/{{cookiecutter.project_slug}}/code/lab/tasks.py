@@ -7,6 +7,7 @@ import itertools
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -14,11 +15,11 @@ from typing import IO, Any
 import yaml
 
 from lab import dataset as data
-from lab import devices, limits, weights
+from lab import devices, limits, record, weights
 from lab.engines import ENGINES, Engine, Prepared, left_out
 from lab.errors import LabError
 from lab.launch import Interrupted, run
-from lab.options import TASKS, Request, parse
+from lab.options import TASKS, Request, command_line, parse
 from lab.project import CODE, Project, open_project
 
 STREAMS = ("http:/", "https:/", "rtsp:/", "rtmp:/", "tcp:/", "screen")
@@ -75,20 +76,37 @@ def perform(request: Request, project: Project, log: IO[str] | None = None) -> P
             place = directory or project.runs
             options["data"] = str(data.write_absolute(dataset, place))
         prepared = Prepared(request.task, options, names, cfg, directory)
-        _go(job, prepared, log)
+        _go(job, prepared, log, dataset)
     return directory
 
 
-def _go(job: Job, prepared: Prepared, log: IO[str] | None) -> None:
+def _go(job: Job, prepared: Prepared, log: IO[str] | None, dataset: data.Dataset | None = None) -> None:
     device = str(prepared.options.get("device", ""))
     try:
-        run(job.engine.call(prepared, job.project), job.project, prepared.run, device, log)
+        with _kept(job, prepared, dataset) as kept, kept.attempt(prepared.options.get("batch_size")):
+            run(job.engine.call(prepared, job.project), job.project, prepared.run, device, log)
     except Interrupted as stop:
         last = prepared.run / "weights" / "last.pt" if prepared.run else None
         if last is not None and last.is_file():
             engine = "" if job.engine.name == job.project.engine else f" --engine {job.engine.name}"
             stop.sentence = f"stopped; go on with: lab train{engine} --resume {job.project.show(last)}"
         raise
+
+
+def _kept(job: Job, prepared: Prepared, dataset: data.Dataset | None) -> AbstractContextManager[record.Record]:
+    """The run's record, kept while it runs."""
+    request = job.request
+    command = ["lab", request.task, "--engine", job.engine.name, *command_line(request.task, request.given)]
+    return record.kept(
+        prepared.run,
+        job.project,
+        command,
+        request.task,
+        job.engine.name,
+        dataset,
+        int(request.get("seed", 0)),
+        job.project.show(Path(prepared.options["resume"])) if "resume" in prepared.options else None,
+    )
 
 
 def _engine(request: Request, project: Project) -> Engine:
@@ -279,7 +297,7 @@ def _run_directory(job: Job, model: str) -> Iterator[Path | None]:
     try:
         yield directory
     except BaseException:
-        ours = {directory / "data.yaml", *directory.glob("*.txt")}
+        ours = {directory / "data.yaml", *directory.glob("*.txt"), *(directory / name for name in record.FILES)}
         if all(path in ours or (path.is_dir() and not any(path.iterdir())) for path in directory.iterdir()):
             shutil.rmtree(directory, ignore_errors=True)
         raise

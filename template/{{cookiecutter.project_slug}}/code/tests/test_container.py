@@ -1,6 +1,7 @@
 """Inside the container: both engines from training to ONNX, without one look-up, and through Ctrl-C."""
 
 import csv
+import json
 import os
 import re
 import signal
@@ -83,12 +84,17 @@ def test_an_interrupted_run_goes_on(engine: str, project: Project, shapes: Path,
     assert running.returncode == 130
     assert "--resume runs/train/exp/weights/last.pt" in said
     assert "Traceback" not in said
+    record = project.root / "runs/train/exp/run.json"
+    assert json.loads(record.read_text(encoding="utf-8"))["status"] == "stopped"
     done = lab(["train", "--resume", "runs/train/exp", "--engine", engine], tmp_path / "log")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert len((project.root / "runs/train/exp/results.csv").read_text().splitlines()) == 5
+    resumed = json.loads(record.read_text(encoding="utf-8"))
+    assert [attempt["status"] for attempt in resumed["attempts"]] == ["stopped", "done"]
+    assert resumed["resumed_from"] == "runs/train/exp/weights/last.pt"
 
 
-def test_it_learns(engine: str, project: Project, tmp_path: Path) -> None:
+def test_it_learns_and_the_report_counts_as_the_engine_does(engine: str, project: Project, tmp_path: Path) -> None:
     log = tmp_path / "log"
     assert lab(["data", "demo", "--images", "160", "--size", "96", "--out", "data/demo96"], log).returncode == 0
     words = ["train", "--weights", "", "--cfg", "yolov5n.yaml", "--data", "data/demo96/data.yaml", "--engine", engine]
@@ -96,6 +102,13 @@ def test_it_learns(engine: str, project: Project, tmp_path: Path) -> None:
     done = lab([*words, "--cache", "ram", "--noplots", "--noval"], log)
     assert done.returncode == 0, done.stderr[-3000:]
     assert last_map50(project.root / "runs/train/exp") >= 0.5
+    words = ["--weights", "runs/train/exp/weights/best.pt", "--data", "data/demo96/data.yaml", "--img", "96"]
+    val = lab(["val", *words, "--engine", engine], log)
+    own = re.findall(r"\ball +(\d+) +(\d+) +[\d.]+ +[\d.]+ +([\d.]+) +([\d.]+)", val.stdout + val.stderr)[-1]
+    assert lab(["report"], log).returncode == 0
+    ours = json.loads((project.root / "runs/train/exp/report.json").read_text(encoding="utf-8"))["measured"]
+    assert [str(ours["pictures"]), str(ours["boxes"])] == [own[0], own[1]]
+    assert [ours["ap50"], ours["ap"]] == [pytest.approx(float(figure), abs=0.01) for figure in own[2:]]
 
 
 def test_smoke(engine: str, project: Project, tmp_path: Path) -> None:
@@ -106,3 +119,23 @@ def test_smoke(engine: str, project: Project, tmp_path: Path) -> None:
         done.stdout,
     ), done.stdout
     assert not any((project.root / "runs").glob("smoke-*"))
+
+
+def test_a_run_is_recorded_and_reported(engine: str, project: Project, shapes: Path, tmp_path: Path) -> None:
+    log = tmp_path / "network.log"
+    done = lab(["train", *TRAIN, "--epochs", "2", "--engine", engine], log)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    run = project.root / "runs/train/exp"
+    said = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    assert (said["status"], said["engine"], said["data"]["images"]) == ("done", engine, {"train": 10, "val": 2})
+    assert said["versions"]["torch"]
+    assert (run / "telemetry.csv").is_file()
+    before = sorted(path.name for path in (project.root / "data/demo").rglob("*"))
+    made = lab(["report"], log)
+    assert made.returncode == 0, made.stdout + made.stderr
+    assert "was not measured" not in made.stderr
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert page.count('class="shot"') == 2
+    for words in ("circle", "How to repeat it", f"lab train --engine {engine}", "What limited it"):
+        assert words in page
+    assert sorted(path.name for path in (project.root / "data/demo").rglob("*")) == before
