@@ -250,13 +250,15 @@ def sampled(directory: Path, program: str, seconds: float = 1.5) -> list[telemet
     sampler = telemetry.Sampler(directory / telemetry.NAME, child.pid, period=0.1)
     thread = telemetry.threading.Thread(target=sampler.run)
     thread.start()
-    time.sleep(seconds)
-    sampler.stop()
-    thread.join(10)
+    try:
+        time.sleep(seconds)
+    finally:
+        sampler.stop()
+        thread.join(10)
+        for pid in telemetry.family(child.pid):
+            os.kill(pid, signal.SIGKILL)
+        child.wait()
     assert not thread.is_alive()
-    for pid in telemetry.family(child.pid):
-        os.kill(pid, signal.SIGKILL)
-    child.wait()
     return telemetry.read(directory / telemetry.NAME)
 
 
