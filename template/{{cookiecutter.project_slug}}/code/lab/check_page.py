@@ -64,9 +64,8 @@ def write(dataset: Dataset, project: Project, result: Result) -> Path:
     name = dataset.file.parent.name if dataset.file.stem == "data" else dataset.file.stem
     file = project.runs / "data-check" / f"{name}.html"
     file.parent.mkdir(parents=True, exist_ok=True)
-    with Store(place(project, dataset)) as store:
-        with _silent():
-            body = "\n".join(_sections(dataset, project, result, store))
+    with Store(place(project, dataset)) as store, _silent():
+        body = "\n".join(_sections(dataset, project, result, store))
     fresh = file.with_suffix(".fresh")
     fresh.write_text(
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{_safe(name)}: data check</title>'

@@ -25,7 +25,7 @@ CLASSES_TOLD = 30  # on the terminal; the page has more
 
 @contextmanager
 def _progress(verb: str, total: int | None = None) -> Iterator[Callable[[int, int], None]]:
-    """Yields a function of (done, altogether): a bar on a terminal, else a line now and then.
+    """Yields a function of (done, altogether or 0 when not known): a bar on a terminal, else lines.
 
     Nothing runs in a thread beside it, because worker processes are forked meanwhile.
     """
@@ -41,7 +41,7 @@ def _progress(verb: str, total: int | None = None) -> Iterator[Callable[[int, in
         task = bar.add_task(verb, total=total)
 
         def show(done: int, altogether: int) -> None:
-            bar.update(task, completed=done, total=altogether)
+            bar.update(task, completed=done, total=altogether or None)
             bar.refresh()
 
         yield show
@@ -56,7 +56,8 @@ def _lines(verb: str) -> Callable[[int, int], None]:
         if now - told >= PLAIN_SECONDS:
             told = now
             rate = done / (now - begun)
-            print(f"lab: {verb}: {done:,} of {altogether:,}, {rate:,.0f} a second", file=sys.stderr, flush=True)
+            whole = f" of {altogether:,}" if altogether else ""
+            print(f"lab: {verb}: {done:,}{whole}, {rate:,.0f} a second", file=sys.stderr, flush=True)
 
     return show
 
@@ -191,3 +192,79 @@ def _tell(project: Project, found: Dataset, result: Result) -> None:
     total = sum(counts.images for counts in result.splits.values())
     kept = f", {total - result.read:,} of them known from the last check" if result.read < total else ""
     print(f"lab: {total:,} pictures in {result.seconds:.1f} s{kept}; fingerprint {result.fingerprint}")
+
+
+@data_app.command("convert")
+def data_convert(
+    source: Annotated[Path, typer.Argument(help="the annotations: a file or a directory", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="directory to make", show_default=False)],
+    form: Annotated[str, typer.Option("--from", help="coco, voc, labelme, cvat or labelstudio", show_default=False)],
+    images: Annotated[
+        Path | None,
+        typer.Option(help="where the pictures are  [default: around the annotations]", show_default=False),
+    ] = None,
+) -> int:
+    """Make a data set of the annotations of another tool. The source stays; pictures are linked, or copied.
+
+    cvat is CVAT's own `CVAT for images 1.1`, labelstudio the export `JSON`. Exit status: 0 done, 1 some annotated
+    pictures were not found, 2 bad input. Example: `lab data convert --from coco annotations/ data/mine`
+    """
+    from lab import convert  # noqa: PLC0415
+
+    project = open_project()
+    place = Path.cwd() / out.expanduser()
+    source = Path.cwd() / source.expanduser()
+    with _progress("converting") as show:
+        done = convert.convert(
+            form, source, place, images and Path.cwd() / images.expanduser(), lambda number: show(number, 0)
+        )
+    pictures = " and ".join(f"{count:,} of {split}" for split, count in done.pictures.items())
+    print(f"lab: {done.boxes:,} boxes on {pictures}: {project.show(place / 'data.yaml')}")
+    if done.ignored:
+        print(f"lab: left out: {', '.join(f'{count:,} {kind}' for kind, count in done.ignored.most_common())}")
+    if done.flat:
+        print(f"lab: left out: {done.flat:,} boxes without area inside their picture")
+    if not done.pictures["val"]:
+        print(f"lab: there is no val: make it with `lab data split {project.show(place / 'images')}`")
+    if done.missing:
+        words = f"{len(done.missing):,} annotated pictures were not found, such as {done.missing[0]}"
+        print(f"lab: {words}: name their directory with --images", file=sys.stderr)
+        return FAILED
+    return 0
+
+
+@data_app.command("split")
+def data_split(
+    images: Annotated[Path, typer.Argument(help="the directory that holds the pictures", show_default=False)],
+    val: Annotated[float, typer.Option(help="share for validation")] = 0.2,
+    test: Annotated[float, typer.Option(help="share for a last test")] = 0.0,
+    seed: Annotated[int, typer.Option(help="another seed, another choice")] = 0,
+    group_by: Annotated[
+        str,
+        typer.Option(
+            help="keep together what belongs together: `folder`, or a regular expression for file names, such as "
+            "'^(cam[0-9]+)_'",
+            show_default=False,
+        ),
+    ] = "",
+    out: Annotated[
+        Path | None,
+        typer.Option(help="where the lists go  [default: beside the directory images]", show_default=False),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="replace a data.yaml and lists that are there")] = False,
+) -> None:
+    """Share pictures out to train, val and test: lists and a data.yaml, with relative paths. Nothing is moved.
+
+    Example: `lab data split data/mine/images --val 0.2 --test 0.1 --group-by folder`
+    """
+    from lab import split  # noqa: PLC0415
+
+    project = open_project()
+    made = split.split(
+        Path.cwd() / images.expanduser(), val, test, seed, group_by, out and Path.cwd() / out.expanduser(), force
+    )
+    counts = ", ".join(
+        f"{name} {count:,}" + (f" in {made.groups[name]:,} groups" if group_by else "")
+        for name, count in made.pictures.items()
+    )
+    print(f"lab: {counts}: {project.show(made.file)}")
