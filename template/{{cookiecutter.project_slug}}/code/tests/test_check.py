@@ -418,3 +418,24 @@ def test_the_command(root: Path, project: Project, capsys: pytest.CaptureFixture
     assert captured.err == "lab: 2 problems in data/planted/data.yaml\n"  # the class, and the edge
     assert (project.runs / "data-check" / "planted.html").is_file()
     assert json.loads(next((project.runs / ".lab").glob("*.json")).read_text(encoding="utf-8"))["problems"]
+
+
+@pytest.mark.container
+def test_an_engine_drops_what_is_called_broken_and_nothing_else(root: Path, project: Project) -> None:
+    from ultralytics.data.utils import verify_image_label
+
+    planted = plant(root)
+    whole = opened(root, project)
+    check.run(whole, project, workers=1)
+    with Store(place(project, whole)) as store:
+        broken = {fault.picture for fault in store.faults() if KINDS[fault.kind].level == "broken"}
+    dropped = {
+        entry.path
+        for entry in dataset.entries(whole)
+        if verify_image_label((entry.path, entry.label, "", False, len(whole.names), 0, 0, False))[0] is None
+    }
+    assert dropped <= broken
+    # what this engine lets pass: a BMP cut short and a JPEG with a hole (they fail while it trains), and three labels
+    # that only YOLOv5 drops: a byte-order mark, a line of blanks, a coordinate between 1 and 1.01
+    assert len(broken - dropped) == 5
+    assert len(broken) == sum(KINDS[kind].level == "broken" for kind, _, _ in planted)
