@@ -31,7 +31,7 @@ from lab.check_facts import (
 )
 from lab.check_kinds import KINDS, NOTE
 from lab.check_store import Found, Store, place
-from lab.dataset import Dataset, Entry, entries, label_path
+from lab.dataset import Dataset, Entry, entries, label_path, stale_caches
 from lab.limits import processors
 from lab.project import Project
 
@@ -259,11 +259,10 @@ class _Crew:
 def _look_beside(dataset: Dataset, store: Store) -> None:
     """Label files without a picture, and caches of the engines that the data has outrun."""
     store.index_labels()
-    for source in itertools.chain.from_iterable(dataset.sources.values()):
-        if source.suffix == ".txt":  # YOLOv5 keeps the cache of a list beside the list
-            _note_cache(store, str(source.with_suffix(".cache")), store.newest())
+    for cache in stale_caches(dataset):
+        words = "is older than the data: edited labels may be ignored"
+        store.beside("", _spoken(str(cache)), "cache", words)
     for split, directory in label_directories(dataset):
-        _note_cache(store, directory + ".cache", store.newest(directory))
         if not os.path.isdir(directory):  # noqa: PTH112
             continue
         with os.scandir(directory) as found:
@@ -272,11 +271,6 @@ def _look_beside(dataset: Dataset, store: Store) -> None:
                 for label in store.strangers(some):
                     if os.path.basename(label) != "classes.txt":  # noqa: PTH119  labelling tools leave it
                         store.beside(split, label, "orphan", "has no picture")
-
-
-def _note_cache(store: Store, cache: str, newest: int) -> None:
-    if 0 < stamp_of(cache)[1] < newest:
-        store.beside("", _spoken(cache), "cache", "is older than the data: edited labels may be ignored")
 
 
 def label_directories(dataset: Dataset) -> Iterator[tuple[str, str]]:

@@ -27,6 +27,7 @@ PIXELS = 2.0  # a coordinate above this is no fraction gone astray
 LEAST_SIDE = 10  # pixels; both engines refuse less
 BINS = 10  # octaves of box size, see `size_bin`
 ABSENT = -1  # the size of a file that is not there
+AGAIN = -1  # in the place of a file's time: what was found may be over, so the next check looks again
 PR_SET_PDEATHSIG = 1  # prctl(2)
 # what the decoders say of real damage; much of what else they print is harmless ("known incorrect sRGB profile")
 DAMAGE = re.compile(r"Corrupt JPEG data[^\n]*|Premature end[^\n]*|libpng error[^\n]*|\[ERROR[^\n]*")
@@ -118,7 +119,7 @@ def _examine(path: str, label: str, known: Known, classes: int) -> Facts:
     try:
         picture = None if signature == known.picture else read_picture(path, signature)
     except MemoryError:
-        picture = Picture(*signature, faults=(("unreadable", "does not fit into the memory"),))
+        picture = Picture(signature[0], AGAIN, faults=(("denied", "does not fit into the memory"),))
     if signature[0] == ABSENT:
         return Facts(path, picture, Label(*stamp_of(label)))
     width, height = (picture.width, picture.height) if picture else (known.width, known.height)
@@ -147,7 +148,7 @@ def read_picture(path: str, signature: tuple[int, int]) -> Picture:
     try:
         content = Path(path).read_bytes()
     except OSError as error:
-        return Picture(size, mtime, faults=(("unreadable", f"cannot be read ({error.strerror})"),))
+        return Picture(size, AGAIN, faults=(("denied", f"{error.strerror}"),))
     digest = hashlib.sha256(content).digest()[:16]
     found = kind_of(content)
     if found is None:
@@ -316,7 +317,7 @@ def read_label(path: str, signature: tuple[int, int], classes: int, width: int, 
         content = Path(path).read_bytes()
         text = content.decode("utf-8")
     except OSError as error:
-        return Label(size, mtime, faults=(("row", f"cannot be read ({error.strerror})"),))
+        return Label(size, AGAIN, faults=(("denied", f"{error.strerror}"),))
     except UnicodeDecodeError:
         digest = hashlib.sha256(content).digest()[:16]
         return Label(size, mtime, digest, faults=(("row", "is not UTF-8 text"),))

@@ -25,6 +25,7 @@ KINDS = {
     # pictures
     "missing": Kind(BROKEN, "listed, and not there", "correct the list; --fix takes the line out", moves=True),
     "unreadable": Kind(BROKEN, "no engine can read it", "bring the picture again, or --fix", moves=True),
+    "denied": Kind(BROKEN, "cannot be opened", "correct its permissions, or the disk; then check again"),
     "truncated": Kind(BROKEN, "the file ends early", "copy it again from its source, or --fix", moves=True),
     "damaged": Kind(BROKEN, "bytes inside are corrupt", "copy it again from its source, or --fix", moves=True),
     "format": Kind(BROKEN, "a format that YOLOv5 refuses", "convert it to JPEG or PNG, or --fix", moves=True),

@@ -204,13 +204,6 @@ class Store:
         found = self.base.execute(_ROWS + "WHERE split = ? AND path = ?", (split, path)).fetchone()
         return None if found is None else _row(found)
 
-    def newest(self, directory: str = "") -> int:
-        """The latest change of a label file or its picture, in ns: of those in `directory`, else of all; 0 for none."""
-        # "0" is the character after "/"
-        which, bounds = ("WHERE label > ? AND label < ?", (f"{directory}/", f"{directory}0")) if directory else ("", ())
-        found = self.base.execute(f"SELECT max(label_mtime), max(mtime) FROM picture {which}", bounds).fetchone()
-        return max(found[0] or 0, found[1] or 0)
-
     def strangers(self, labels: list[str]) -> list[str]:
         """Those of these label files that belong to no picture."""
         marks = ",".join("?" * len(labels))
@@ -226,7 +219,7 @@ class Store:
         return {row[0] for row in self.base.execute("SELECT split FROM picture WHERE path = ?", (path,))}
 
     def index_labels(self) -> None:
-        """Prepare for `strangers` and `newest`."""
+        """Prepare for `strangers` and `owners`."""
         self.base.execute("CREATE INDEX IF NOT EXISTS by_label ON picture (label)")
 
     def faults(self) -> Iterator[Found]:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -61,8 +61,7 @@ def label_file(image: Path) -> Path:
     return Path(label_path(str(image)))
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """A picture of a split, its label file, and its name within the source that it was found in. Paths are absolute.
 
     `name` is the same wherever the data set lies, as long as its sources are laid out alike.
@@ -119,13 +118,39 @@ def _walked_entries(
         with os.scandir(directory) as found:
             for entry in found:
                 name = entry.name
-                stem, ending = os.path.splitext(name)  # noqa: PTH122
-                if ending.lower() in IMAGES and not entry.is_dir():
-                    yield Entry(split, f"{directory}/{name}", f"{labels}{stem}.txt", f"{inside}{name}")
+                stem, dot, ending = name.rpartition(".")
+                if dot + ending.lower() in IMAGES and not entry.is_dir():
+                    yield Entry(split, f"{directory}/{name}", f"{labels}{stem}.txt", inside + name)
                 elif entry.is_dir():
                     waiting.append(f"{directory}/{name}")
                 elif passed_over is not None:
                     passed_over(split, entry)
+
+
+def stale_caches(dataset: Dataset) -> list[Path]:
+    """Label caches of the engines that are older than a label or a picture. Costs a `stat` for each file.
+
+    YOLOv5 knows its cache by paths and sizes alone, so labels that were edited without a change of size train as they
+    were before (YOLOv5's issues 306 and 12301).
+    """
+    newest: dict[Path, int] = {}
+    lists = [source for sources in dataset.sources.values() for source in sources if source.suffix == ".txt"]
+    owner, place = "", Path()
+    for entry in entries(dataset):
+        directory = entry.label.rpartition("/")[0]
+        if directory != owner:
+            owner, place = directory, Path(directory).with_suffix(".cache")
+        latest = max(_changed(entry.label), _changed(entry.path))
+        for cache in (place, *(source.with_suffix(".cache") for source in lists)):
+            newest[cache] = max(newest.get(cache, 0), latest)
+    return sorted(cache for cache, latest in newest.items() if 0 < _changed(cache) < latest)
+
+
+def _changed(path: str | Path) -> int:
+    try:
+        return os.stat(path).st_mtime_ns  # noqa: PTH116
+    except OSError:
+        return 0
 
 
 def open_dataset(name: str, project: Project, need: tuple[str, ...] = ("train", "val")) -> Dataset:

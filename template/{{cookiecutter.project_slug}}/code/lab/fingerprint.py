@@ -25,12 +25,12 @@ class Sum:
     def add(self, member: str) -> None:
         """Take in a member."""
         digest = hashlib.blake2b(member.encode("utf-8", "surrogateescape"), digest_size=16).digest()
-        self.total = (self.total + int.from_bytes(digest, "big")) % WIDTH
+        self.total += int.from_bytes(digest, "big")
 
     def text(self, dataset: Dataset) -> str:
         """16 hexadecimal digits, for the members and the names of the classes."""
         names = json.dumps(list(dataset.names.values()))
-        return hashlib.blake2b(f"{self.total:032x}{names}".encode(), digest_size=8).hexdigest()
+        return hashlib.blake2b(f"{self.total % WIDTH:032x}{names}".encode(), digest_size=8).hexdigest()
 
 
 def member(split: str, name: str, size: int, label_digest: bytes | None) -> str:

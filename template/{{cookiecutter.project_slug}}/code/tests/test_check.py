@@ -208,6 +208,47 @@ def test_lists(root: Path, project: Project) -> None:
     assert "train\\1" in (root / "train.txt").read_text(encoding="utf-8")
 
 
+def test_what_cannot_be_opened_is_not_moved_and_looked_at_again(root: Path, project: Project) -> None:
+    (root / "images/odd.jpg").mkdir()
+    (root / "train.txt").write_text("images/train/000000.jpg\nimages/odd.jpg\n", encoding="utf-8")
+    text = (root / "data.yaml").read_text(encoding="utf-8").replace("images/train", "train.txt")
+    (root / "data.yaml").write_text(text, encoding="utf-8")
+    (root / "labels/val/000000.txt").unlink()
+    (root / "labels/val/000000.txt").mkdir()
+    faults = {fault for fault in found(root, project) if fault[0] == "denied"}
+    assert faults == {("denied", "train", "odd.jpg"), ("denied", "val", "000000.txt")}
+    assert check_fix.set_aside(opened(root, project), project).pictures == 0
+    assert check.run(opened(root, project), project).read == 2
+
+
+def test_stale_caches(root: Path, project: Project) -> None:
+    (root / "val.txt").write_text("images/val/000000.jpg\n", encoding="utf-8")
+    text = (root / "data.yaml").read_text(encoding="utf-8").replace("images/val", "val.txt")
+    (root / "data.yaml").write_text(text, encoding="utf-8")
+    caches = [root / "labels/train.cache", root / "val.cache"]
+    for cache in caches:
+        cache.touch()
+    assert dataset.stale_caches(opened(root, project)) == []
+    for cache in caches:
+        os.utime(cache, (1, 1))
+    assert dataset.stale_caches(opened(root, project)) == caches
+
+
+@pytest.mark.parametrize(
+    ("sources", "aside"),
+    [
+        ({"train": "a/images/train", "val": "a/images/val"}, "a/aside"),
+        ({"train": "a/train", "val": "a/val"}, "a/aside"),
+        ({"train": "a", "val": "a/b/val"}, "aside"),
+        ({"train": "a/train.txt", "val": "b/images"}, "aside"),
+    ],
+)
+def test_aside_is_never_where_engines_read(sources: dict[str, str], aside: str) -> None:
+    base = Path("/data/set")
+    places = {split: [base / source] for split, source in sources.items()}
+    assert check_fix.aside_of(dataset.Dataset(base / "data.yaml", {0: "a"}, places, {})) == base / aside
+
+
 def test_a_class_that_train_lacks(root: Path, project: Project) -> None:
     for label in (root / "labels/train").iterdir():
         text = label.read_text(encoding="utf-8")
