@@ -52,9 +52,11 @@ def supervision(module: str) -> Any:
     try:
         return importlib.import_module(f"supervision.dataset.formats.{module}")
     except ImportError as error:
+        # without its dependency av, a hundred megabytes of video codecs that only its video classes import
         raise LabError(
-            "reading COCO, Pascal VOC and LabelMe needs the package supervision: add it to docker/requirements.in and "
-            "rebuild, or `pip install --no-deps supervision defusedxml pydeprecate` for this container",
+            f"reading COCO, Pascal VOC and LabelMe needs the package supervision ({error}): add it to "
+            "docker/requirements.in and rebuild, or, for this container only, "
+            "`pip install --no-deps supervision defusedxml 'pydeprecate<0.14' tqdm`",
             FAILED,
         ) from error
 
