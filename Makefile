@@ -31,6 +31,7 @@ bench: $(VENV)/ready ## measure; results go to benchmarks/results
 	$(BIN)/python benchmarks/generation.py
 	$(BIN)/python benchmarks/doctor.py
 	$(BIN)/python benchmarks/fleet.py
+	$(BIN)/python benchmarks/data_check.py
 
 lock: ## refresh requirements.lock; needs uv
 	uv pip compile --quiet --universal --python-version 3.10 --fork-strategy requires-python --generate-hashes \

@@ -10,9 +10,10 @@ from typing import Annotated, Any
 
 import typer
 
+from lab.cli_data import data_app
 from lab.errors import BAD_INPUT, FAILED, INTERRUPTED, LabError
 from lab.options import TASKS
-from lab.project import ENGINES, Project, open_project
+from lab.project import ENGINES, open_project
 
 app = typer.Typer(
     name="lab",
@@ -25,7 +26,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-data_app = typer.Typer(help="Make and check data sets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
 
@@ -150,83 +150,3 @@ def report(
     from lab import report as page  # noqa: PLC0415
 
     return page.main(open_project(), runs or [], device or None, not no_val, out)
-
-
-@data_app.command("demo")
-def data_demo(  # typer passes them by name
-    images: Annotated[int, typer.Option(help="pictures, training and validation together")] = 512,
-    size: Annotated[int, typer.Option(help="width and height in pixels")] = 640,
-    seed: Annotated[int, typer.Option(help="seed of all random numbers")] = 0,
-    val_share: Annotated[float, typer.Option(help="part of the pictures that is for validation")] = 0.2,
-    out: Annotated[
-        Path | None, typer.Option(help="directory to make  [default: data/demo]", show_default=False)
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="replace demo data made with other options")] = False,
-) -> None:
-    """Make pictures of circles, squares and triangles with exact boxes, and their data.yaml.
-
-    Example: `lab data demo --images 2000 --size 320 --out data/shapes`
-    """
-    from rich.console import Console  # noqa: PLC0415
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn  # noqa: PLC0415
-
-    from lab import demo  # noqa: PLC0415
-
-    project = open_project()
-    place = demo.default_out(project.root) if out is None else Path.cwd() / out.expanduser()
-    bar = Progress(
-        "drawing",
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        transient=True,
-    )
-    with bar:
-        task = bar.add_task("drawing", total=images)
-        recipe = demo.Recipe(images, size, seed, val_share)
-        made = demo.make(recipe, place, force, lambda done: bar.advance(task, done))
-    counts = recipe.counts()
-    words = f"{counts['train']} pictures for training and {counts['val']} for validation"
-    file = project.show(place / "data.yaml")
-    print(f"lab: {words}: {file}" if made else f"lab: already there, made with the same options: {file}")
-
-
-@data_app.command("check")
-def data_check(
-    data: Annotated[
-        str, typer.Argument(help="the data set's yaml file  [default: from lab.yaml]", show_default=False)
-    ] = "",
-) -> int:
-    """Count pictures, boxes and classes, and find label lines that would make the engines drop a picture.
-
-    Example: `lab data check data/demo/data.yaml`
-    """
-    from lab import dataset  # noqa: PLC0415
-
-    project = open_project()
-    found = dataset.open_dataset(data or project.data, project)
-    return _print_counts(project, found, {split: dataset.count(found, split) for split in found.sources})
-
-
-def _print_counts(project: Project, found: Any, counts: dict[str, Any]) -> int:
-    from rich.console import Console  # noqa: PLC0415
-    from rich.table import Table  # noqa: PLC0415
-
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for column in ("", *counts):
-        table.add_column(column, justify="left" if not column else "right")
-    for word in ("images", "boxes", "backgrounds"):
-        table.add_row(
-            "without boxes" if word == "backgrounds" else word, *(str(getattr(c, word)) for c in counts.values())
-        )
-    for number, name in found.names.items():
-        table.add_row(f"{number} {name}", *(str(c.classes[number]) for c in counts.values()))
-    Console().print(table)
-    problems = [problem for c in counts.values() for problem in c.problems]
-    for problem in problems[:20]:
-        print(f"  {problem}")
-    if problems:
-        return _complain(f"{len(problems)} pictures of {project.show(found.file)} would be dropped or fail", FAILED)
-    print(f"lab: {project.show(found.file)} is fine")
-    return 0

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -49,14 +48,109 @@ def listed(file: Path) -> Iterator[Path]:
             yield Path(os.path.normpath(file.parent / line.strip()))
 
 
-def label_file(image: Path) -> Path:
+def label_path(image: str) -> str:
     """Where both engines look for the labels of `image`: the last directory `images` becomes `labels`."""
-    parts = list(image.parts)
-    for index in range(len(parts) - 2, -1, -1):
-        if parts[index] == "images":
-            parts[index] = "labels"
-            break
-    return Path(*parts).with_suffix(".txt")
+    head, found, tail = image.rpartition("/images/")
+    there = f"{head}/labels/{tail}" if found else image
+    stem, dot, ending = there.rpartition(".")
+    return f"{stem if dot and '/' not in ending else there}.txt"
+
+
+def label_file(image: Path) -> Path:
+    """`label_path` for a Path."""
+    return Path(label_path(str(image)))
+
+
+class Entry(NamedTuple):
+    """A picture of a split, its label file, and its name within the source that it was found in. Paths are absolute.
+
+    `name` is the same wherever the data set lies, as long as its sources are laid out alike.
+    """
+
+    split: str
+    path: str
+    label: str
+    name: str
+
+
+def entries(dataset: Dataset, passed_over: Callable[[str, os.DirEntry[str]], None] | None = None) -> Iterator[Entry]:
+    """Every picture of every split, one at a time, in no order: memory does not grow with their number.
+
+    `passed_over` gets the split and the files beside the pictures that are none.
+    """
+    for split, sources in dataset.sources.items():
+        for source in sources:
+            if source.suffix == ".txt":
+                yield from _listed_entries(split, source)
+            else:
+                yield from _walked_entries(split, str(source), passed_over)
+
+
+def _listed_entries(split: str, source: Path) -> Iterator[Entry]:
+    base = f"{source.parent}/"
+    with source.open(encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            if line.strip():
+                path = os.path.normpath(base + line.strip() if line[0] != "/" else line.strip())
+                # outside the list's own directory, only what follows images/ belongs to the data set
+                name = path[len(base) :] if path.startswith(base) else _after_images(path)
+                yield Entry(split, path, label_path(path), name)
+
+
+def _after_images(path: str) -> str:
+    _, found, tail = path.rpartition("/images/")
+    return tail if found else path.rpartition("/")[2]
+
+
+def _walked_entries(
+    split: str, source: str, passed_over: Callable[[str, os.DirEntry[str]], None] | None
+) -> Iterator[Entry]:
+    waiting = [source]
+    seen: set[tuple[int, int]] = set()  # a link may lead back up
+    while waiting:
+        directory = waiting.pop()
+        status = os.stat(directory)  # noqa: PTH116
+        if (status.st_dev, status.st_ino) in seen:
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        labels = label_path(f"{directory}/x")[: -len("x.txt")]
+        inside = f"{directory}/"[len(source) + 1 :]
+        with os.scandir(directory) as found:
+            for entry in found:
+                name = entry.name
+                stem, dot, ending = name.rpartition(".")
+                if dot + ending.lower() in IMAGES and not entry.is_dir():
+                    yield Entry(split, f"{directory}/{name}", f"{labels}{stem}.txt", inside + name)
+                elif entry.is_dir():
+                    waiting.append(f"{directory}/{name}")
+                elif passed_over is not None:
+                    passed_over(split, entry)
+
+
+def stale_caches(dataset: Dataset) -> list[Path]:
+    """Label caches of the engines that are older than a label or a picture. Costs a `stat` for each file.
+
+    YOLOv5 knows its cache by paths and sizes alone, so labels that were edited without a change of size train as they
+    were before (YOLOv5's issues 306 and 12301).
+    """
+    newest: dict[Path, int] = {}
+    lists = [source for sources in dataset.sources.values() for source in sources if source.suffix == ".txt"]
+    owner, place = "", Path()
+    for entry in entries(dataset):
+        directory = entry.label.rpartition("/")[0]
+        if directory != owner:
+            owner, place = directory, Path(directory).with_suffix(".cache")
+        latest = max(_changed(entry.label), _changed(entry.path))
+        for cache in (place, *(source.with_suffix(".cache") for source in lists)):
+            newest[cache] = max(newest.get(cache, 0), latest)
+    return sorted(cache for cache, latest in newest.items() if 0 < _changed(cache) < latest)
+
+
+def _changed(path: str | Path) -> int:
+    try:
+        return os.stat(path).st_mtime_ns  # noqa: PTH116
+    except OSError:
+        return 0
 
 
 def open_dataset(name: str, project: Project, need: tuple[str, ...] = ("train", "val")) -> Dataset:
@@ -196,55 +290,3 @@ def require_writable_images(dataset: Dataset) -> None:
             raise LabError(
                 f"--cache disk writes beside each picture, and {image.parent} is read-only: use --cache ram, or none"
             )
-
-
-@dataclass(frozen=True)
-class Counts:
-    """What `lab data check` found in one split; `problems` are sentences, the first of each file."""
-
-    images: int
-    boxes: int
-    backgrounds: int  # pictures without a label file, or with an empty one: legitimate
-    classes: dict[int, int]
-    problems: list[str]
-
-
-def count(dataset: Dataset, split: str) -> Counts:
-    """Read every label file of `split`. An unreadable line makes YOLOv5 drop the whole picture, hence a problem."""
-    images = boxes = backgrounds = 0
-    classes: dict[int, int] = dict.fromkeys(dataset.names, 0)
-    problems: list[str] = []
-    for image in dataset.images(split):
-        images += 1
-        if not image.is_file():
-            problems.append(f"{image} is listed and does not exist")
-            continue
-        label = label_file(image)
-        lines = label.read_text(encoding="utf-8", errors="replace").splitlines() if label.is_file() else []
-        rows = [line.split() for line in lines if line.strip()]
-        backgrounds += not rows
-        wrong = next((problem for row in rows if (problem := _wrong(row, len(dataset.names)))), None)
-        if wrong:
-            problems.append(f"{label}: {wrong}")
-            continue
-        boxes += len(rows)
-        for row in rows:
-            classes[int(float(row[0]))] += 1
-    return Counts(images, boxes, backgrounds, classes, problems)
-
-
-def _wrong(row: list[str], classes: int) -> str | None:
-    try:
-        numbers = [float(word) for word in row]
-    except ValueError:
-        return f"{' '.join(row)[:60]!r} is not a row of numbers"
-    polygon = len(numbers) > 6 and len(numbers) % 2 == 1
-    if len(numbers) != 5 and not polygon:
-        return f"a line has {len(numbers)} numbers, a box has 5 (class x y width height)"
-    if not all(math.isfinite(number) for number in numbers):
-        return f"{' '.join(row)[:60]!r} holds a number that is none"
-    if numbers[0] != int(numbers[0]) or not 0 <= numbers[0] < classes:
-        return f"class {row[0]}; there are classes 0 to {classes - 1}"
-    if not all(0 <= number <= 1 for number in numbers[1:]):
-        return f"{' '.join(row[1:5])}: coordinates are fractions of the picture, from 0 to 1"
-    return None

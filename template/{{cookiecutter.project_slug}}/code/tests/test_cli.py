@@ -93,7 +93,7 @@ def test_check_counts_and_finds_faults(ready: Project, shapes: Path, capsys: pyt
     assert cli.main(["data", "check"]) == 0
     (shapes.parent / "labels" / "val" / "000000.txt").write_text("9 1 1 1 1\n", encoding="utf-8")
     assert cli.main(["data", "check", str(shapes)]) == 1
-    assert "000000.txt: class 9" in capsys.readouterr().out
+    assert "000000.txt: line 1: class 9" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("task", ["train", "val", "detect", "export"])

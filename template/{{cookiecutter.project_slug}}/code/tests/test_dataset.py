@@ -83,33 +83,36 @@ def test_the_last_images_directory_becomes_labels() -> None:
 
 
 @pytest.mark.parametrize(
-    ("label", "part"),
+    ("image", "label"),
     [
-        ("0 .5 .5 .2", "4 numbers"),
-        ("0 .5 .5 .2 x", "not a row of numbers"),
-        ("2 .5 .5 .2 .2", "classes 0 to 1"),
-        ("0 320 240 50 50", "fractions"),
+        ("/a/images/b/images/c/x.y.jpg", "/a/images/b/labels/c/x.y.txt"),
+        ("/a/b.c/x", "/a/b.c/x.txt"),
+        ("/a/b/x.jpg", "/a/b/x.txt"),
     ],
 )
-def test_count_names_the_file_and_the_fault(project: Project, tmp_path: Path, label: str, part: str) -> None:
-    counts = dataset.count(dataset.open_dataset(str(make(tmp_path / "set", label=label)), project), "train")
-    assert len(counts.problems) == 1
-    assert part in counts.problems[0]
-    assert str(tmp_path / "set/labels/train/1.txt") in counts.problems[0]
+def test_label_path(image: str, label: str) -> None:
+    assert dataset.label_path(image) == label
 
 
-def test_count_takes_boxes_polygons_and_backgrounds(project: Project, tmp_path: Path) -> None:
-    file = make(tmp_path / "set", label="0 .5 .5 .2 .2\n1 .1 .1 .2 .1 .2 .2")
-    (tmp_path / "set/images/train/2.png").touch()
-    counts = dataset.count(dataset.open_dataset(str(file), project), "train")
-    assert (counts.images, counts.boxes, counts.backgrounds, counts.problems) == (2, 2, 1, [])
-    assert counts.classes == {0: 1, 1: 1}
-
-
-@pytest.mark.parametrize("row", ["nan .5 .5 .2 .2", "0 inf .5 .2 .2"])
-def test_numbers_that_are_none(project: Project, tmp_path: Path, row: str) -> None:
-    found = dataset.open_dataset(str(make(tmp_path / "set", label=row)), project)
-    assert "a number that is none" in " ".join(dataset.count(found, "train").problems)
+def test_entries_go_through_directories_links_and_lists(project: Project, tmp_path: Path) -> None:
+    file = make(tmp_path / "set")
+    (tmp_path / "set/images/train/deep").mkdir()
+    (tmp_path / "set/images/train/deep/2.PNG").touch()
+    (tmp_path / "set/images/train/deep/up").symlink_to(tmp_path / "set/images/train")
+    (tmp_path / "set/images/train/notes.md").touch()
+    (tmp_path / "set/val.txt").write_text("images/val/1.jpg\n\n/else/images/9.jpg\n", encoding="utf-8")
+    file.write_text("train: images/train\nval: val.txt\nnames: [a]\n", encoding="utf-8")
+    passed: list[str] = []
+    found = dataset.open_dataset(str(file), project)
+    entries = list(dataset.entries(found, lambda _, entry: passed.append(entry.name)))
+    root = f"{tmp_path}/set"
+    assert sorted((entry.split, entry.path, entry.label, entry.name) for entry in entries) == [
+        ("train", f"{root}/images/train/1.jpg", f"{root}/labels/train/1.txt", "1.jpg"),
+        ("train", f"{root}/images/train/deep/2.PNG", f"{root}/labels/train/deep/2.txt", "deep/2.PNG"),
+        ("val", "/else/images/9.jpg", "/else/labels/9.txt", "9.jpg"),
+        ("val", f"{root}/images/val/1.jpg", f"{root}/labels/val/1.txt", "images/val/1.jpg"),
+    ]
+    assert passed == ["notes.md"]
 
 
 @pytest.mark.parametrize("names", ["names: [yes, no]", "names: [a, null]"])

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from lab import dataset, demo
+from lab import check, dataset, demo
 from lab.errors import LabError
 from lab.project import Project
 
@@ -31,10 +31,9 @@ def test_the_same_seed_draws_the_same_whatever_the_number_of_processes(
 def test_it_is_a_data_set_in_good_order(tmp_path: Path, project: Project) -> None:
     demo.make(demo.Recipe(images=20, size=64), tmp_path / "demo")
     found = dataset.open_dataset(str(tmp_path / "demo/data.yaml"), project)
-    train, val = dataset.count(found, "train"), dataset.count(found, "val")
-    assert (train.images, val.images) == (16, 4)
-    assert train.problems == val.problems == []
-    assert train.backgrounds == 0
+    result = check.run(found, project, workers=1)
+    assert {split: counts.images for split, counts in result.splits.items()} == {"train": 16, "val": 4}
+    assert result.findings == []
     assert tuple(found.names.values()) == demo.NAMES
 
 
