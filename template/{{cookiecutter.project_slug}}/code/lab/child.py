@@ -77,16 +77,21 @@ def save_checkpoints_whole() -> None:
 
 
 def _report(request: dict[str, Any], sentence: str, status: int, trace: str = "") -> None:
-    if os.environ.get("RANK", "0") == "0":
-        if trace:
-            try:
-                log = Path(request["error_log"])
-                log.write_text(trace, encoding="utf-8")
-                sentence += f" (all of it in {log})"
-            except OSError:
-                sys.stderr.write(trace)  # nowhere else to keep it
-        report = {"sentence": sentence, "status": status}
-        Path(request["report"]).write_text(json.dumps(report), encoding="utf-8")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        sentence = f"rank {os.environ['RANK']}: {sentence}"
+    try:
+        # the first of this machine's ranks: what the others die of, once it has gone, is not the cause
+        with Path(request["report"]).open("x", encoding="utf-8") as report:
+            if trace:
+                try:
+                    log = Path(request["error_log"])
+                    log.write_text(trace, encoding="utf-8")
+                    sentence += f" (all of it in {log})"
+                except OSError:
+                    sys.stderr.write(trace)  # nowhere else to keep it
+            json.dump({"sentence": sentence, "status": status}, report)
+    except FileExistsError:
+        pass
     _leave(status)
 
 

@@ -14,7 +14,7 @@ from typing import IO, Any
 import yaml
 
 from lab import dataset as data
-from lab import devices, limits, weights
+from lab import devices, limits, rendezvous, weights
 from lab.engines import ENGINES, Engine, Prepared, left_out
 from lab.errors import LabError
 from lab.launch import Interrupted, run
@@ -57,6 +57,8 @@ def main(task: str, arguments: Sequence[str]) -> int:
 
 def perform(request: Request, project: Project, log: IO[str] | None = None) -> Path | None:
     """Do what `request` says; returns the run's directory, None for an export. Output goes to `log`, if given."""
+    apart = rendezvous.apart(request.given, project.runs) if request.task == "train" else {}
+    request = request.with_options(**apart)
     job = Job(project, _engine(request, project), request)
     warning = job.engine.require(project)
     if warning:
@@ -76,7 +78,7 @@ def perform(request: Request, project: Project, log: IO[str] | None = None) -> P
             options["data"] = str(data.write_absolute(dataset, place))
         prepared = Prepared(request.task, options, names, cfg, directory)
         _go(job, prepared, log)
-    return directory
+    return None if apart else directory
 
 
 def _go(job: Job, prepared: Prepared, log: IO[str] | None) -> None:
@@ -303,7 +305,7 @@ def _resume(job: Job, log: IO[str] | None) -> Path:
     others = [
         option.name
         for option in TASKS["train"]
-        if option.key in request.given and option.key not in {"resume", *allowed}
+        if option.key in request.given and option.key not in {"resume", *allowed, *rendezvous.OPTIONS}
     ]
     if others:
         raise LabError(
