@@ -106,6 +106,8 @@ def explain(error: BaseException, request: dict[str, Any]) -> str | None:
     text = " ".join(str(error).split())
     if any(isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT) for e in _chain(error)) or _full(request):
         return f"the disk under {request['run'] or 'runs/'} is full: delete old runs; what was saved before is kept"
+    if "insufficient CUDA devices" in text and request.get("device", "") in ("", "cpu"):
+        return "YOLOv5 trains ranks on GPUs only, and there is none: leave --nodes out to train on the processor"
     if "Invalid CUDA" in text or "insufficient CUDA devices" in text:
         return no_gpu(str(request.get("device", "")))
     for signs, sentence in CAUSES:

@@ -19,7 +19,7 @@ from lab import muster, preflight_facts, rendezvous
 from lab.engines import Call
 from lab.environment import child_environment
 from lab.errors import FAILED, INTERRUPTED, LabError
-from lab.project import Project
+from lab.project import CODE, Project
 
 GRACE = 15.0  # seconds from Ctrl-C to SIGKILL; workers and ranks close within a few
 TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -74,6 +74,8 @@ def run_here(
         }
         (place / "request.json").write_text(json.dumps(request), encoding="utf-8")
         environment = child_environment(project, place)
+        if call.processes > 1 or line is not None:
+            environment.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # or it complains of each address without a name
         if line is not None and (name := rendezvous.interface(line.address)):
             environment.setdefault("GLOO_SOCKET_IFNAME", name)
         status, interrupted = _wait(_command(call, place), place, environment, log, line, limit)
@@ -90,7 +92,7 @@ def run_here(
 def _command(call: Call, scratch: Path) -> list[str]:
     words = [str(call.script), str(scratch / "request.json")]
     if call.processes > 1 or call.meeting.nodes > 1:
-        words = ["-m", "torch.distributed.run", *call.meeting.torchrun(call.processes), *words]
+        words = [str(CODE / "lab" / "run_ranks.py"), *call.meeting.torchrun(call.processes), *words]
     return [sys.executable, *words]
 
 

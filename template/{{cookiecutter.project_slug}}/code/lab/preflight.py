@@ -108,7 +108,7 @@ def _measure(project: Project, meeting: Meeting, planned: Plan, line: muster.Lin
 def _reason(log: str) -> str:
     """The exception that a rank died of, out of everything that torchrun and the ranks printed."""
     said = [line.split("]: ", 1)[-1].strip() for line in log.splitlines()]
-    errors = [line for line in said if ("Error: " in line or "error: " in line) and "ChildFailedError" not in line]
+    errors = [line for line in said if ("Error: " in line or "error: " in line)]
     return f"the ranks did not come through: {errors[0][:300]}" if errors else ""
 
 

@@ -284,9 +284,7 @@ def test_a_poor_network_between_gpus_brings_advice() -> None:
 
 
 def test_the_reason_is_found_in_what_the_ranks_printed() -> None:
-    log = (
-        "[rank0]: Traceback\n[rank0]:   x\n[rank0]: RuntimeError: torch sees no GPU number 1\nraise ChildFailedError: y"
-    )
+    log = "[rank0]: Traceback\n[rank0]:   x\n[rank0]: RuntimeError: torch sees no GPU number 1\nTraceback"
     assert preflight._reason(log) == "the ranks did not come through: RuntimeError: torch sees no GPU number 1"
     assert preflight._reason("all well") == ""
 
