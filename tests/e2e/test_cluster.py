@@ -347,6 +347,8 @@ def slurm(with_yolov5: Opened, tmp_path: Path) -> Iterator[dict[str, str]]:
         eventually(idle, "the two nodes")
         yield environment
     finally:
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):  # a job of a test that was cut short
+            subprocess.run(["scancel", "--user=root"], env=environment, capture_output=True, check=False, timeout=20)
         for daemon in reversed(daemons):
             daemon.terminate()
         for daemon in daemons:
