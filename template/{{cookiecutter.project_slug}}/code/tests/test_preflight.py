@@ -272,6 +272,11 @@ def test_a_slow_node_and_a_slow_link_are_named() -> None:
     assert more == []
     slow = {pair: 1e9 if 3 in pair else speed for pair, speed in fast.items()}
     assert "every link of node 3 (d) is slower" in list(preflight.advice(four, report(slow)))[1]
+    three = {(0, 1): 481e6, (0, 2): 19e6, (1, 2): 18e6}
+    assert (
+        "every link of node 2 (c) is slower than half of the usual 481 MB/s"
+        in list(preflight.advice(four[:3], report(three)))[1]
+    )
     _, link = preflight.advice(four, report({**fast, (1, 2): 2e9}))
     assert link == "network: node 1 (b) - node 2 (c) carries 2 GB/s, the usual link 10 GB/s"
 
