@@ -77,16 +77,21 @@ def save_checkpoints_whole() -> None:
 
 
 def _report(request: dict[str, Any], sentence: str, status: int, trace: str = "") -> None:
-    if os.environ.get("RANK", "0") == "0":
-        if trace:
-            try:
-                log = Path(request["error_log"])
-                log.write_text(trace, encoding="utf-8")
-                sentence += f" (all of it in {log})"
-            except OSError:
-                sys.stderr.write(trace)  # nowhere else to keep it
-        report = {"sentence": sentence, "status": status}
-        Path(request["report"]).write_text(json.dumps(report), encoding="utf-8")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        sentence = f"rank {os.environ['RANK']}: {sentence}"
+    try:
+        # the first of this machine's ranks: what the others die of, once it has gone, is not the cause
+        with Path(request["report"]).open("x", encoding="utf-8") as report:
+            if trace:
+                try:
+                    log = Path(request["error_log"])
+                    log.write_text(trace, encoding="utf-8")
+                    sentence += f" (all of it in {log})"
+                except OSError:
+                    sys.stderr.write(trace)  # nowhere else to keep it
+            json.dump({"sentence": sentence, "status": status}, report)
+    except FileExistsError:
+        pass
     _leave(status)
 
 
@@ -101,6 +106,8 @@ def explain(error: BaseException, request: dict[str, Any]) -> str | None:
     text = " ".join(str(error).split())
     if any(isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT) for e in _chain(error)) or _full(request):
         return f"the disk under {request['run'] or 'runs/'} is full: delete old runs; what was saved before is kept"
+    if "insufficient CUDA devices" in text and request.get("device", "") in ("", "cpu"):
+        return "YOLOv5 trains ranks on GPUs only, and there is none: leave --nodes out to train on the processor"
     if "Invalid CUDA" in text or "insufficient CUDA devices" in text:
         return no_gpu(str(request.get("device", "")))
     for signs, sentence in CAUSES:

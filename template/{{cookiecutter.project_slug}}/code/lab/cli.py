@@ -130,6 +130,37 @@ def doctor(
 
 
 @app.command()
+def preflight(
+    nodes: Annotated[int, typer.Option(help="machines; the same command runs on each")] = 1,
+    rdzv: Annotated[str, typer.Option(help="HOST:PORT where they meet, as for `lab train`")] = "",
+    node_rank: Annotated[
+        int | None, typer.Option(help="which of them this is, from 0  [default: as they arrive]", show_default=False)
+    ] = None,
+    device: Annotated[
+        str, typer.Option(help="GPU numbers such as 0,1, or cpu  [default: all GPUs]", show_default=False)
+    ] = "",
+    ranks: Annotated[
+        int, typer.Option(help="without GPUs: processes on each machine  [default: 2]", show_default=False)
+    ] = 0,
+    data: Annotated[
+        str, typer.Option(help="the data set's yaml file  [default: from lab.yaml]", show_default=False)
+    ] = "",
+    timeout: Annotated[float, typer.Option(help="seconds in which all must have come")] = 60,
+) -> int:
+    """Before a training on several GPUs or machines: do all ranks meet, how fast, with the same code, data and torch?
+
+    Exit status: 0 they may start, 1 a node is missing or differs. Example: `lab preflight --nodes 2 --rdzv gpu-a:29500`
+    """
+    from lab import preflight as check  # noqa: PLC0415
+    from lab import rendezvous  # noqa: PLC0415
+
+    given = {"nodes": nodes, "rdzv": rdzv, "node_rank": node_rank}
+    project = open_project()
+    place = rendezvous.meeting({key: value for key, value in given.items() if value not in ("", None)})
+    return check.main(project, place, check.plan(project, data, device, ranks, timeout))
+
+
+@app.command()
 def report(
     runs: Annotated[
         list[str] | None,

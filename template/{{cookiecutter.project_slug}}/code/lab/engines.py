@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import yaml
 
-from lab import upstream
+from lab import rendezvous, upstream
 from lab.errors import FAILED, LabError
-from lab.options import TASKS, command_line
+from lab.options import OURS, TASKS, command_line
 from lab.project import CODE, Project
 
 
@@ -31,11 +31,12 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Call:
-    """What a child process does: `script` with the request `payload`, in `processes` ranks."""
+    """What a child process does: `script` with the request `payload`, in `processes` ranks a node of `meeting`."""
 
     script: Path
     payload: dict[str, Any]
     processes: int = 1
+    meeting: rendezvous.Meeting = field(default_factory=rendezvous.Meeting)
 
 
 class Engine(Protocol):
@@ -91,12 +92,14 @@ class Yolov5:
 
     def refuse(self, task: str, options: dict[str, Any]) -> None:
         """See Engine."""
-        ranks = len(str(options.get("device", "")).split(","))
+        nodes = rendezvous.meeting(options).nodes if task == "train" else 1
+        ranks = nodes * len(str(options.get("device", "")).split(","))
         if task != "train" or ranks < 2:
             return
         for key in ("evolve", "image_weights"):
             if key in options:
-                raise LabError(f"--{key.replace('_', '-')} works on one GPU only: give --device 0")
+                mend = "leave out --nodes" if nodes > 1 else "give --device 0"
+                raise LabError(f"--{key.replace('_', '-')} works on one GPU only: {mend}")
         batch = int(options.get("batch_size", 16))
         if batch == -1:
             raise LabError(
@@ -121,8 +124,10 @@ class Yolov5:
             "task": prepared.task,
             "arguments": command_line(prepared.task, options),
         }
-        ranks = len(str(options.get("device", "")).split(",")) if prepared.task == "train" else 1
-        return Call(CODE / "lab" / "run_yolov5.py", payload, ranks)
+        if prepared.task != "train":
+            return Call(CODE / "lab" / "run_yolov5.py", payload)
+        ranks = len(str(prepared.options.get("device", "")).split(","))
+        return Call(CODE / "lab" / "run_yolov5.py", payload, ranks, rendezvous.meeting(prepared.options))
 
 
 class Yolov5u:
@@ -150,6 +155,8 @@ class Yolov5u:
             if key in options:
                 name = next(option.name for option in TASKS[task] if option.key == key)
                 raise LabError(f"engine yolov5u has no {name}: {instead}")
+        if options.get("nodes", 1) != 1:  # its trainer takes the GPUs of one machine for all ranks there are
+            raise LabError("engine yolov5u trains on the GPUs of one machine: give --engine yolov5 with --nodes")
         if options.get("task") in ("speed", "study"):
             raise LabError(f"engine yolov5u has no --task {options['task']}: use --engine yolov5")
         for wanted in options.get("include", []):
@@ -222,7 +229,8 @@ RENAMED = {
     "task": "split",
 }
 NEGATED = {"noval": "val", "noplots": "plots", "nosave": "save", "hide_labels": "show_labels", "hide_conf": "show_conf"}
-APART = frozenset(("engine", "weights", "cfg", "include", "hyp", "project", "name", "exist_ok"))  # translated by hand
+# translated by hand, or `lab`'s own
+APART = frozenset(("weights", "cfg", "include", "hyp", "project", "name", "exist_ok", *OURS))
 
 # Hyper-parameters that mean the same in both engines. The loss gains do not: YOLOv5's loss has objectness and anchors,
 # yolov5u's has neither, and the numbers are on another scale.

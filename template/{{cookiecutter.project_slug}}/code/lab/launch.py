@@ -9,19 +9,22 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import IO
 
+from lab import muster, preflight_facts, rendezvous
 from lab.engines import Call
 from lab.environment import child_environment
 from lab.errors import FAILED, INTERRUPTED, LabError
-from lab.project import Project
+from lab.project import CODE, Project
 from lab.telemetry import sampling
 
 GRACE = 15.0  # seconds from Ctrl-C to SIGKILL; workers and ranks close within a few
 TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
+ROLL_CALL = 600.0  # seconds in which all machines must have come; one of a cluster may have to pull the image first
 
 
 class Interrupted(LabError):
@@ -34,7 +37,30 @@ class Interrupted(LabError):
 def run(call: Call, project: Project, run_directory: Path | None, device: str = "", log: IO[str] | None = None) -> None:
     """Run `call` to its end; output goes to the terminal, or to `log`.
 
-    Raises Interrupted after Ctrl-C or SIGTERM, LabError with the child's own sentence when it failed.
+    Raises Interrupted after Ctrl-C or SIGTERM, LabError with the child's own sentence when it failed. With several
+    nodes all meet first, nodes that differ are refused, and one that fails ends the others.
+    """
+    if call.meeting.nodes == 1:
+        run_here(call, project, run_directory, device, log)
+        return
+    print(f"lab: waiting for {call.meeting.nodes} nodes at {call.meeting.endpoint}", file=sys.stderr, flush=True)
+    with muster.joined(call.meeting, preflight_facts.of_training(call, project), ROLL_CALL) as line:
+        preflight_facts.require_equal(line.nodes)
+        run_here(replace(call, meeting=line.meeting), project, run_directory, device, log, line)
+
+
+def run_here(
+    call: Call,
+    project: Project,
+    run_directory: Path | None,
+    device: str,
+    log: IO[str] | None,
+    line: muster.Line | None = None,
+    limit: float | None = None,
+) -> None:
+    """This node's part of a launch whose nodes have met; `line` is None when there is but one. Raises as `run` does.
+
+    After `limit` seconds it is stopped, which counts as a failure.
     """
     with tempfile.TemporaryDirectory(prefix="lab-") as scratch:
         place = Path(scratch)
@@ -48,8 +74,13 @@ def run(call: Call, project: Project, run_directory: Path | None, device: str = 
             "device": device,
         }
         (place / "request.json").write_text(json.dumps(request), encoding="utf-8")
-        watched = run_directory if call.payload["task"] == "train" else None
-        status, interrupted = _wait(_command(call, place), place, child_environment(project, place), log, watched)
+        environment = child_environment(project, place)
+        if call.processes > 1 or line is not None:
+            environment.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # or it complains of each address without a name
+        if line is not None and (name := rendezvous.interface(line.address)):
+            environment.setdefault("GLOO_SOCKET_IFNAME", name)
+        watched = run_directory if call.payload.get("task") == "train" else None
+        status, interrupted = _wait(_command(call, place), place, environment, log, line, limit, watched)
         if interrupted:
             raise Interrupted
         if status == 0:
@@ -62,15 +93,22 @@ def run(call: Call, project: Project, run_directory: Path | None, device: str = 
 
 def _command(call: Call, scratch: Path) -> list[str]:
     words = [str(call.script), str(scratch / "request.json")]
-    if call.processes > 1:
-        words = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(call.processes), *words]
+    if call.processes > 1 or call.meeting.nodes > 1:
+        words = [str(CODE / "lab" / "run_ranks.py"), *call.meeting.torchrun(call.processes), *words]
     return [sys.executable, *words]
 
 
 def _wait(
-    command: list[str], cwd: Path, environment: dict[str, str], log: IO[str] | None, watched: Path | None
+    command: list[str],
+    cwd: Path,
+    environment: dict[str, str],
+    log: IO[str] | None,
+    line: muster.Line | None = None,
+    limit: float | None = None,
+    watched: Path | None = None,
 ) -> tuple[int, bool]:
-    for name in TORCHRUN:
+    # PET_… are torchrun's options as variables, which Kubeflow sets
+    for name in (*TORCHRUN, *(name for name in environment if name.startswith("PET_"))):
         environment.pop(name, None)
     # Its own session: the terminal's Ctrl-C reaches us alone, and we stop the child's main process first, so that it
     # closes its workers instead of all of them shouting at once.
@@ -79,7 +117,12 @@ def _wait(
     )
     with _signals_to(child) as received, sampling(watched, child.pid):
         try:
-            child.wait()
+            if line is not None:
+                line.on_failure(lambda: _give_up(child))
+            child.wait(limit)
+        except subprocess.TimeoutExpired:
+            _give_up(child)
+            raise LabError(f"it did not end within {limit:.0f} s", FAILED) from None
         finally:
             _end_group(child)
     return child.returncode, bool(received)
@@ -110,6 +153,16 @@ def _signals_to(child: subprocess.Popen[bytes]) -> Iterator[list[int]]:
         signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _give_up(child: subprocess.Popen[bytes]) -> None:
+    """Another node has failed: there is nothing left to wait for."""
+    with suppress(ProcessLookupError):
+        child.terminate()
+        try:
+            child.wait(GRACE)
+        except subprocess.TimeoutExpired:
+            os.killpg(child.pid, signal.SIGKILL)
 
 
 def _end_group(child: subprocess.Popen[bytes]) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
+from lab import rendezvous
 from lab.errors import LabError
 from lab.project import ENGINES
 
@@ -43,6 +44,7 @@ ENGINE = Option("--engine", "which YOLOv5: the original repository, or the ultra
 DEVICE = Option("--device", "GPU numbers such as 0 or 0,1,2,3, or cpu", default="the first GPU, else cpu")
 NAME = Option("--name", "directory of this run inside --project; a number is added when it exists", default="exp")
 EXIST_OK = flag("--exist-ok", "write into an existing run directory instead of counting up")
+OURS = frozenset(("engine", *rendezvous.OPTIONS))  # `lab` itself acts on them, YOLOv5 does not know them
 CONF = ("--conf",)
 IOU = ("--iou",)
 
@@ -57,6 +59,9 @@ TRAIN = (
     Option("--hyp", "yaml file of hyper-parameters, such as configs/hyp.small.yaml", default="the engine's own"),
     Option("--resume", "go on with an interrupted run: its last.pt, or the newest", takes=MAYBE, const=True),
     DEVICE,
+    Option("--nodes", "machines that train together; the same command runs on each", type=int, default="1"),
+    Option("--rdzv", "HOST:PORT where they meet: an address of one of them, which becomes node 0"),
+    Option("--node-rank", "which of them this is, from 0", ("--node_rank",), type=int, default="as they arrive"),
     Option("--workers", "processes that load images, for each GPU", type=int, default="8, fewer on few processors"),
     Option("--cache", "keep images in ram or on disk", takes=MAYBE, const="ram", choices=("ram", "disk")),
     Option("--optimizer", "SGD, Adam or AdamW", choices=("SGD", "Adam", "AdamW"), default="SGD"),
@@ -238,10 +243,10 @@ def _explain(unknown: list[str], options: tuple[Option, ...]) -> str:
 
 
 def command_line(task: str, given: dict[str, Any]) -> list[str]:
-    """Options back as arguments of YOLOv5's own script `task`.py; `--engine`, which is ours, left out."""
+    """Options back as arguments of YOLOv5's own script `task`.py; those that are ours, see OURS, left out."""
     words: list[str] = []
     for option in TASKS[task]:
-        if option.key not in given or option is ENGINE:
+        if option.key not in given or option.key in OURS:
             continue
         value = given[option.key]
         words.append(option.name)

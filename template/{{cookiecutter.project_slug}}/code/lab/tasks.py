@@ -15,7 +15,7 @@ from typing import IO, Any
 import yaml
 
 from lab import dataset as data
-from lab import devices, limits, record, weights
+from lab import devices, limits, record, rendezvous, weights
 from lab.engines import ENGINES, Engine, Prepared, left_out
 from lab.errors import LabError
 from lab.launch import Interrupted, run
@@ -58,6 +58,8 @@ def main(task: str, arguments: Sequence[str]) -> int:
 
 def perform(request: Request, project: Project, log: IO[str] | None = None) -> Path | None:
     """Do what `request` says; returns the run's directory, None for an export. Output goes to `log`, if given."""
+    apart = rendezvous.apart(request.given, project.runs) if request.task == "train" else {}
+    request = request.with_options(**apart)
     job = Job(project, _engine(request, project), request)
     warning = job.engine.require(project)
     if warning:
@@ -77,7 +79,7 @@ def perform(request: Request, project: Project, log: IO[str] | None = None) -> P
             options["data"] = str(data.write_absolute(dataset, place))
         prepared = Prepared(request.task, options, names, cfg, directory)
         _go(job, prepared, log, dataset)
-    return directory
+    return None if apart else directory
 
 
 def _go(job: Job, prepared: Prepared, log: IO[str] | None, dataset: data.Dataset | None = None) -> None:
@@ -321,7 +323,7 @@ def _resume(job: Job, log: IO[str] | None) -> Path:
     others = [
         option.name
         for option in TASKS["train"]
-        if option.key in request.given and option.key not in {"resume", *allowed}
+        if option.key in request.given and option.key not in {"resume", *allowed, *rendezvous.OPTIONS}
     ]
     if others:
         raise LabError(

@@ -1,7 +1,7 @@
 import pytest
 
 from lab.errors import LabError
-from lab.options import TASKS, command_line, parse
+from lab.options import OURS, TASKS, command_line, parse
 
 
 def test_the_tutorial_command_is_understood() -> None:
@@ -64,4 +64,4 @@ def test_what_is_parsed_can_be_written_back(task: str) -> None:
         words += [option.name, *value]
     given = parse(task, words).given
     assert len(given) == len(TASKS[task])
-    assert parse(task, command_line(task, given)).given == {k: v for k, v in given.items() if k != "engine"}
+    assert parse(task, command_line(task, given)).given == {k: v for k, v in given.items() if k not in OURS}
