@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from lab import remarks
 from lab.devices import no_gpu
 from lab.errors import FAILED, INTERRUPTED, LabError
 from lab.limits import is_full
@@ -31,6 +32,7 @@ def serve(work: Callable[[dict[str, Any]], None]) -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     # under `nohup … &` Ctrl-C arrives ignored; ours comes from `lab`, and must end the training in good order
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    remarks.listen()
     try:
         work(request)
     except KeyboardInterrupt:
@@ -139,6 +141,22 @@ CAUSES: tuple[tuple[tuple[str, ...], str], ...] = (
     (
         ("no kernel image is available",),
         "this torch build has no code for this GPU: open the container again, so that host-setup chooses another",
+    ),
+    (
+        (
+            "ncclInternalError",
+            "ncclSystemError",
+            "ncclRemoteError",
+            "ncclUnhandledCudaError",
+            "collective operation timeout",
+        ),
+        "the GPUs lost each other (NCCL): `lab doctor` tests their network and names the switch that helps; "
+        "NCCL_DEBUG=INFO in .env says more",
+    ),
+    (
+        ("does not have a deterministic implementation",),
+        "a layer of this model has no deterministic kernel, and YOLOv5 insists on those: train it with "
+        "--engine yolov5u, or on --device cpu",
     ),
     (
         ("nothing to resume",),

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import shutil
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import IO, Any
 import yaml
 
 from lab import dataset as data
-from lab import devices, limits, weights
+from lab import devices, limits, stale, weights
 from lab.engines import ENGINES, Engine, Prepared, left_out
 from lab.errors import LabError
 from lab.launch import Interrupted, run
@@ -63,6 +64,10 @@ def perform(request: Request, project: Project, log: IO[str] | None = None) -> P
         say(warning)
     _require_parseable(job)
     job.engine.refuse(request.task, request.given)
+    if request.task == "export":
+        from lab.export_check import require_packages  # noqa: PLC0415  OpenCV and numpy
+
+        require_packages(request.get("include", []))
     if request.task == "train" and "resume" in request.given:
         return _resume(job, log)
     dataset = _dataset(job)
@@ -70,12 +75,19 @@ def perform(request: Request, project: Project, log: IO[str] | None = None) -> P
     names, cfg = _weights(job)
     if request.task == "train":
         _require_cache(request, dataset)
+    if dataset is not None and request.task in ("train", "val") and stale.drop(dataset):
+        say("labels or pictures have changed, so the engines' caches of them were deleted")
     with _run_directory(job, cfg or names[0]) as directory:
         if dataset is not None:
             place = directory or project.runs
             options["data"] = str(data.write_absolute(dataset, place))
         prepared = Prepared(request.task, options, names, cfg, directory)
+        begun = time.time()
         _go(job, prepared, log)
+    if request.task == "export" and log is None:
+        from lab import export_check  # noqa: PLC0415  OpenCV and numpy
+
+        export_check.check(Request("export", options), project, job.engine.name, Path(names[0]), begun)
     return directory
 
 
