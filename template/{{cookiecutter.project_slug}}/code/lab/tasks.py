@@ -15,7 +15,7 @@ from typing import IO, Any
 import yaml
 
 from lab import dataset as data
-from lab import devices, limits, stale, weights
+from lab import devices, limits, stale, tracking, weights
 from lab.engines import ENGINES, Engine, Prepared, left_out
 from lab.errors import LabError
 from lab.launch import Interrupted, run
@@ -93,8 +93,10 @@ def perform(request: Request, project: Project, log: IO[str] | None = None) -> P
 
 def _go(job: Job, prepared: Prepared, log: IO[str] | None) -> None:
     device = str(prepared.options.get("device", ""))
+    run_to_log = prepared.run if prepared.task == "train" and log is None else None
     try:
-        run(job.engine.call(prepared, job.project), job.project, prepared.run, device, log)
+        with tracking.follow(job.project, run_to_log, prepared.options):
+            run(job.engine.call(prepared, job.project), job.project, prepared.run, device, log)
     except Interrupted as stop:
         last = prepared.run / "weights" / "last.pt" if prepared.run else None
         if last is not None and last.is_file():

@@ -45,12 +45,13 @@ def test_the_notebook_runs(
     log = tmp_path / "network.log"
     for name, value in environment(log).items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setenv("MPLBACKEND", "Agg")
+    monkeypatch.delenv("MPLBACKEND", raising=False)
     monkeypatch.syspath_prepend(str(CODE))
     try:
         import nbclient
         import nbformat
     except ImportError:
+        monkeypatch.setenv("MPLBACKEND", "Agg")
         shown: dict[str, object] = {"__name__": "__main__"}
         for number, cell in enumerate(cells):
             exec(compile(cell, f"cell {number}", "exec"), shown)
