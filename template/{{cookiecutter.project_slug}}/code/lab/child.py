@@ -32,6 +32,7 @@ def serve(work: Callable[[dict[str, Any]], None]) -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     # under `nohup … &` Ctrl-C arrives ignored; ours comes from `lab`, and must end the training in good order
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    hide_trackers()
     remarks.listen()
     try:
         work(request)
@@ -45,6 +46,15 @@ def serve(work: Callable[[dict[str, Any]], None]) -> None:
             _report(request, sentence, FAILED)
         words = " ".join(str(error).split())[:300] or type(error).__name__
         _report(request, f"{request['task']} stopped: {words}", FAILED, traceback.format_exc())
+
+
+def hide_trackers() -> None:
+    """Keep the engines from experiment trackers that are installed: lab/tracking.py serves those, from outside.
+
+    YOLOv5 uses each one that it can import, asks its questions and opens its connections.
+    """
+    for name in ("wandb", "clearml", "comet_ml", "mlflow"):
+        sys.modules[name] = None  # type: ignore[assignment]  # `import` then says that there is none
 
 
 def save_checkpoints_whole() -> None:

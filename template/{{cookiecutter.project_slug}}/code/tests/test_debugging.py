@@ -28,7 +28,7 @@ from lab.options import TASKS, parse
 from lab.project import CODE, ENGINES, Project
 
 VSCODE = CODE.parent / ".vscode"
-LIMIT = 180.0  # seconds for one answer: torch may be imported in between
+LIMIT = 600.0  # seconds for one answer: torch is imported in between, and a debugger makes that slow
 
 
 def read(name: str) -> dict[str, Any]:

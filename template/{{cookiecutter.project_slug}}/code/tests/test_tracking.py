@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 import time
@@ -11,9 +12,10 @@ from typing import Any
 import pytest
 from test_container import TRAIN, environment
 
-from lab import cli, tracking
+from lab import cli, tracking, upstream
+from lab.engines import ENGINES
 from lab.errors import LabError
-from lab.project import Project, open_project
+from lab.project import CODE, Project, open_project
 
 CLASSIC = """\
      epoch,      train/box_loss,     metrics/mAP_0.5,metrics/mAP_0.5:0.95
@@ -108,15 +110,41 @@ def test_another_logger_is_refused(project: Project, capsys: pytest.CaptureFixtu
     assert cli.main(["train"]) == 2
 
 
+def test_the_engines_see_no_tracker() -> None:
+    """YOLOv5 would use each one that it can import; in a process of its own, as engines run."""
+    program = (
+        "import importlib.util, sys; from lab import child; child.hide_trackers()\n"
+        "for name in ('wandb', 'clearml', 'comet_ml', 'mlflow'):\n"
+        "    try: __import__(name); print(name)\n"
+        "    except ImportError: pass\n"
+        "    assert importlib.util.find_spec(name) is None"
+    )
+    surroundings = {**os.environ, "PYTHONPATH": str(CODE)}
+    done = subprocess.run([sys.executable, "-c", program], env=surroundings, capture_output=True, text=True, check=True)
+    assert done.stdout == ""
+
+
+def test_options_of_another_logger_are_refused(project: Project) -> None:
+    for key in ("entity", "upload_dataset", "bbox_interval"):
+        for engine in ENGINES.values():
+            with pytest.raises(LabError, match=r"lab\.yaml"):
+                engine.refuse("train", {key: "x"})
+
+
 @pytest.mark.container
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("logger", MODULES)
-def test_a_real_tracker_without_a_server(logger: str, project: Project, shapes: Path, tmp_path: Path) -> None:
+def test_a_real_tracker_without_a_server(
+    engine: str, logger: str, project: Project, shapes: Path, tmp_path: Path
+) -> None:
     """Everything stays in runs/, and no name is looked up."""
     if importlib.util.find_spec(MODULES[logger]) is None:
         pytest.skip(f"{logger} is not installed here")
+    if engine == "yolov5" and not upstream.present(CODE / "yolov5"):
+        pytest.skip("YOLOv5's source is not here: run `lab fetch` first")
     with_logger(project, logger)
     log = tmp_path / "network.log"
-    words = ["train", *TRAIN, "--epochs", "2", "--engine", "yolov5u"]
+    words = ["train", *TRAIN, "--epochs", "2", "--engine", engine]
     done = subprocess.run(
         [sys.executable, "-m", "lab", *words], env=environment(log), capture_output=True, text=True, check=False
     )
@@ -134,9 +162,7 @@ def _lines(file: Path) -> list[str]:
 
 
 FOUND: dict[str, Any] = {
-    "mlflow": lambda runs: any(len(_lines(file)) == 2 for file in runs.glob("mlruns/*/*/metrics/metrics/mAP50_B")),
+    "mlflow": lambda runs: any(len(_lines(f)) == 2 for f in runs.glob("mlruns/*/*/metrics/metrics/mAP*")),
     "wandb": lambda runs: list(runs.glob("wandb/offline-run-*/*.wandb")),
-    "clearml": lambda runs: any(
-        "mAP50_B" in json.dumps(_lines(file)) for file in runs.glob("clearml/**/metrics.jsonl")
-    ),
+    "clearml": lambda runs: any("mAP" in json.dumps(_lines(file)) for file in runs.glob("clearml/**/metrics.jsonl")),
 }
