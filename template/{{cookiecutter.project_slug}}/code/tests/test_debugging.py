@@ -63,10 +63,14 @@ def test_inputs_and_tasks_that_are_named_exist() -> None:
 
 
 class Session:
-    """One connection that speaks the Debug Adapter Protocol, as VS Code does."""
+    """One connection that speaks the Debug Adapter Protocol. As VS Code does, it joins every process that the one under
+    debugging starts; whichever of them stops says so in `stops`."""
 
-    def __init__(self, reader: IO[bytes], writer: IO[bytes]) -> None:
+    def __init__(
+        self, reader: IO[bytes], writer: IO[bytes], stops: queue.Queue[tuple[Session, dict[str, Any]]]
+    ) -> None:
         self.writer = writer
+        self.stops = stops
         self.number = 0
         self.messages: queue.Queue[dict[str, Any]] = queue.Queue()
         self.kept: list[dict[str, Any]] = []
@@ -77,9 +81,20 @@ class Session:
             while header := reader.readline():
                 length = int(header.split(b":")[1])
                 reader.readline()
-                self.messages.put(json.loads(reader.read(length)))
+                message = json.loads(reader.read(length))
+                if message.get("event") == "debugpyAttach":
+                    threading.Thread(target=self._join, args=(message["body"],), daemon=True).start()
+                elif message.get("event") == "stopped":
+                    self.stops.put((self, message["body"]))
+                else:
+                    self.messages.put(message)
         except (OSError, ValueError):
             return
+
+    def _join(self, attach: dict[str, Any]) -> None:
+        place = (attach["connect"]["host"], attach["connect"]["port"])
+        joined = socket.create_connection(place, timeout=LIMIT)
+        Session(joined.makefile("rb"), joined.makefile("wb"), self.stops).begin("attach", attach, *self.breakpoint)
 
     def send(self, command: str, **arguments: Any) -> None:
         self.number += 1
@@ -102,6 +117,7 @@ class Session:
 
     def begin(self, request: str, arguments: dict[str, Any], file: Path, line: int) -> None:
         """Start or join a program with one breakpoint."""
+        self.breakpoint = (file, line)
         self.send("initialize", adapterID="debugpy", clientID="test", linesStartAt1=True, pathFormat="path")
         self.wait("response", "initialize")
         self.send(request, **arguments)
@@ -151,21 +167,15 @@ def test_debug_one_batch_stops_inside_the_engine(engine: str, project: Project, 
     try:
         assert adapter.stdout
         assert adapter.stdin
-        parent = Session(adapter.stdout, adapter.stdin)
-        parent.begin("launch", launch, file, line)
-        attach = parent.wait("event", "debugpyAttach")["body"]
-        with socket.create_connection((attach["connect"]["host"], attach["connect"]["port"]), timeout=30) as joined:
-            joined.settimeout(None)
-            child = Session(joined.makefile("rb"), joined.makefile("wb"))
-            child.begin("attach", attach, file, line)
-            stopped = child.wait("event", "stopped")["body"]
-            child.send("stackTrace", threadId=stopped["threadId"])
-            frame = child.wait("response", "stackTrace")["body"]["stackFrames"][0]
-            assert (stopped["reason"], frame["line"]) == ("breakpoint", line)
-            assert Path(frame["source"]["path"]) == file
-            child.send("evaluate", expression="list(locals())", frameId=frame["id"], context="watch")
-            assert "self" in child.wait("response", "evaluate")["body"]["result"]
-            parent.send("terminate")
+        stops: queue.Queue[tuple[Session, dict[str, Any]]] = queue.Queue()
+        Session(adapter.stdout, adapter.stdin, stops).begin("launch", launch, file, line)
+        session, stopped = stops.get(timeout=LIMIT)
+        session.send("stackTrace", threadId=stopped["threadId"])
+        frame = session.wait("response", "stackTrace")["body"]["stackFrames"][0]
+        assert (stopped["reason"], frame["line"]) == ("breakpoint", line)
+        assert Path(frame["source"]["path"]) == file
+        session.send("evaluate", expression="list(locals())", frameId=frame["id"], context="watch")
+        assert "self" in session.wait("response", "evaluate")["body"]["result"]
     finally:
         adapter.kill()
         adapter.wait()
