@@ -142,7 +142,7 @@ def test_no_dev_container_features_and_no_syntax_line(bake: Bake) -> None:
 
 def test_locks_hold_hashes_no_index_and_one_opencv(bake: Bake) -> None:
     docker = bake() / "docker"
-    for name in ("bootstrap", "torch", "requirements"):
+    for name in ("bootstrap", "torch", "requirements", "logger-mlflow", "logger-wandb", "logger-clearml"):
         lock = (docker / f"{name}.lock").read_text()
         assert "://" not in lock
         pins = [line for line in lock.splitlines() if line[:1].isalnum()]
@@ -165,12 +165,15 @@ def test_locks_agree_with_their_sources(bake: Bake) -> None:
                 found.setdefault(package, set()).add(version)
         return found
 
-    for name in ("bootstrap", "torch", "requirements"):
+    for name in ("bootstrap", "torch", "requirements", "logger-mlflow", "logger-wandb", "logger-clearml"):
         asked = re.findall(r"^[a-z0-9-]+", (docker / f"{name}.in").read_text(), re.MULTILINE)
         assert asked
         assert set(asked) <= set(locked(name)), set(asked) - set(locked(name))
     torch, rest = locked("torch"), locked("requirements")
     assert all(rest[package] == torch[package] for package in set(torch) & set(rest))
+    for logger in ("mlflow", "wandb", "clearml"):
+        more = locked(f"logger-{logger}")
+        assert all(rest[package] == more[package] for package in set(more) & set(rest)), logger
 
 
 def test_settings_of_the_lab_are_plain_yaml(bake: Bake) -> None:
@@ -180,4 +183,5 @@ def test_settings_of_the_lab_are_plain_yaml(bake: Bake) -> None:
         "model": "yolov5x6",
         "image_size": 640,
         "data": "code/configs/own.yaml",
+        "logger": "none",
     }

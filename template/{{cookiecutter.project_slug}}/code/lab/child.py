@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from lab import remarks
 from lab.devices import no_gpu
 from lab.errors import FAILED, INTERRUPTED, LabError
 from lab.limits import is_full
@@ -31,6 +32,8 @@ def serve(work: Callable[[dict[str, Any]], None]) -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     # under `nohup … &` Ctrl-C arrives ignored; ours comes from `lab`, and must end the training in good order
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    hide_trackers()
+    remarks.listen()
     try:
         work(request)
     except KeyboardInterrupt:
@@ -43,6 +46,15 @@ def serve(work: Callable[[dict[str, Any]], None]) -> None:
             _report(request, sentence, FAILED)
         words = " ".join(str(error).split())[:300] or type(error).__name__
         _report(request, f"{request['task']} stopped: {words}", FAILED, traceback.format_exc())
+
+
+def hide_trackers() -> None:
+    """Keep the engines from experiment trackers that are installed: lab/tracking.py serves those, from outside.
+
+    YOLOv5 uses each one that it can import, asks its questions and opens its connections.
+    """
+    for name in ("wandb", "clearml", "comet_ml", "mlflow"):
+        sys.modules[name] = None  # type: ignore[assignment]  # `import` then says that there is none
 
 
 def save_checkpoints_whole() -> None:
@@ -146,6 +158,22 @@ CAUSES: tuple[tuple[tuple[str, ...], str], ...] = (
     (
         ("no kernel image is available",),
         "this torch build has no code for this GPU: open the container again, so that host-setup chooses another",
+    ),
+    (
+        (
+            "ncclInternalError",
+            "ncclSystemError",
+            "ncclRemoteError",
+            "ncclUnhandledCudaError",
+            "collective operation timeout",
+        ),
+        "the GPUs lost each other (NCCL): `lab doctor` tests their network and names the switch that helps; "
+        "NCCL_DEBUG=INFO in .env says more",
+    ),
+    (
+        ("does not have a deterministic implementation",),
+        "a layer of this model has no deterministic kernel, and YOLOv5 insists on those: train it with "
+        "--engine yolov5u, or on --device cpu",
     ),
     (
         ("nothing to resume",),

@@ -94,6 +94,7 @@ def fetch() -> None:
     """Bring YOLOv5's source, one pinned commit, into code/yolov5 and verify it.
 
     From an archive in wheelhouse/ (yolov5-*.tar.gz or .zip), else with git from $YOLOV5_GIT_URL or GitHub.
+    Example: `YOLOV5_GIT_URL=https://git.example.org/mirror/yolov5 lab fetch`
     """
     from lab import upstream  # noqa: PLC0415
 
@@ -127,6 +128,19 @@ def doctor(
     from lab import doctor as check  # noqa: PLC0415
 
     return check.main(open_project(), as_json)
+
+
+@app.command()
+def completion(shell: Annotated[str, typer.Argument(help="bash, zsh or fish")] = "bash") -> None:
+    """Print the script that lets the shell complete `lab` and its options with Tab; in the container bash has it.
+
+    Example: `eval "$(lab completion zsh)"`, or `lab completion fish | source`
+    """
+    from lab import completion as tab  # noqa: PLC0415
+
+    if shell not in tab.SHELLS:
+        raise LabError(f"there is no completion for {shell}: it may be {', '.join(tab.SHELLS)}")
+    print(tab.script(shell, app), end="")
 
 
 @app.command()

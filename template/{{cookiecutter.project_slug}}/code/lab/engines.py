@@ -92,6 +92,9 @@ class Yolov5:
 
     def refuse(self, task: str, options: dict[str, Any]) -> None:
         """See Engine."""
+        for key in ("entity", "upload_dataset", "bbox_interval"):
+            if key in options:
+                raise LabError(f"--{key} belongs to a logger that is not used here: set `logger` in lab.yaml instead")
         nodes = rendezvous.meeting(options).nodes if task == "train" else 1
         ranks = nodes * len(str(options.get("device", "")).split(","))
         if task != "train" or ranks < 2:
@@ -181,7 +184,7 @@ ENGINES: dict[str, Engine] = {"yolov5": Yolov5(), "yolov5u": Yolov5u()}
 FORMATS = {"torchscript", "onnx", "openvino", "engine", "coreml", "saved_model", "pb", "edgetpu", "paddle"}
 
 _ALONE = "use --engine yolov5 for it"
-_LOGGER = "leave it out, there is no experiment logger; curves are in TensorBoard"
+_LOGGER = "leave it out; `logger` in lab.yaml names an experiment tracker, and curves are in TensorBoard"
 # What yolov5u does not have, and what to do instead. Refused by name, because an option that is quietly dropped
 # changes an experiment.
 LACKS: dict[str, dict[str, str]] = {

@@ -23,26 +23,30 @@ class Detection:
     score: float
 
 
-def letterbox(image: npt.NDArray[np.uint8], size: int) -> Array:
-    """A BGR picture, scaled and padded to `size` x `size`; returns 3 x size x size in RGB, 0 to 1."""
-    scale = size / max(image.shape[:2])
+def letterbox(image: npt.NDArray[np.uint8], size: int | tuple[int, int]) -> Array:
+    """A BGR picture, scaled and padded to `size` (both sides, or height and width); 3 x H x W in RGB, 0 to 1."""
+    rows, columns = (size, size) if isinstance(size, int) else size
+    scale = min(rows / image.shape[0], columns / image.shape[1])
     height, width = round(image.shape[0] * scale), round(image.shape[1] * scale)
     resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR) if scale != 1 else image
-    padded = np.full((size, size, 3), GREY, np.uint8)
-    top, left = (size - height) // 2, (size - width) // 2
+    padded = np.full((rows, columns, 3), GREY, np.uint8)
+    top, left = (rows - height) // 2, (columns - width) // 2
     padded[top : top + height, left : left + width] = resized
     return np.ascontiguousarray(padded[:, :, ::-1].transpose(2, 0, 1), np.float32) / np.float32(255)
 
 
-def infer(model: Path, images: Array) -> Array:
-    """The raw output for images N x 3 x H x W, one at a time (exports have a batch of one)."""
+def infer(model: Path, images: Array, batch: int = 1) -> Array:
+    """The raw output for images N x 3 x H x W, `batch` at a time, as they were exported."""
     import onnxruntime  # noqa: PLC0415  half a second
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session: Any = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    return np.concatenate([session.run(None, {name: image[None]})[0] for image in images])
+    asked = session.get_inputs()[0]
+    images = images.astype(np.float16) if asked.type == "tensor(float16)" else images
+    filled = np.concatenate([images, np.repeat(images[-1:], -len(images) % batch, axis=0)])
+    parts = [filled[at : at + batch] for at in range(0, len(filled), batch)]
+    return np.concatenate([session.run(None, {asked.name: part})[0] for part in parts])[: len(images)]
 
 
 def decode(raw: Array, engine: str) -> tuple[Array, Array]:

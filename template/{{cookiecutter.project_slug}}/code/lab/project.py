@@ -16,6 +16,7 @@ from lab.errors import LabError
 
 CODE = Path(__file__).resolve().parents[1]
 ENGINES = ("yolov5", "yolov5u")
+LOGGERS = ("none", "mlflow", "wandb", "clearml")
 MODEL = re.compile(r"yolov5[nsmlx]6?")
 
 
@@ -28,6 +29,7 @@ class Project:
     model: str = "yolov5s"
     image_size: int = 640
     data: str = "data/demo/data.yaml"
+    logger: str = "none"
 
     @property
     def runs(self) -> Path:
@@ -76,7 +78,7 @@ def _candidates() -> Iterator[Path]:
     yield CODE.parent
 
 
-KEYS = ("engine", "model", "image_size", "data")
+KEYS = ("engine", "model", "image_size", "data", "logger")
 
 
 def _read(file: Path) -> Project:
@@ -97,6 +99,9 @@ def _read(file: Path) -> Project:
         raise LabError(f"{file}: engine is {engine!r}; it may be {' or '.join(ENGINES)}")
     if not MODEL.fullmatch(model):
         raise LabError(f"{file}: model is {model!r}; it may be yolov5n, s, m, l or x, with or without a 6 at the end")
+    logger = str(said.get("logger", "none"))
+    if logger not in LOGGERS:
+        raise LabError(f"{file}: logger is {logger!r}; it may be {', '.join(LOGGERS)}")
     if not isinstance(size, int) or isinstance(size, bool) or size < 32:
         raise LabError(f"{file}: image_size is {size!r}; it must be a whole number of pixels, 32 or more")
     return Project(
@@ -105,4 +110,5 @@ def _read(file: Path) -> Project:
         model=model,
         image_size=size,
         data=str(said.get("data", "data/demo/data.yaml")),
+        logger=logger,
     )

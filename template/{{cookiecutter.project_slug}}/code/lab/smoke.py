@@ -16,9 +16,9 @@ import cv2
 import numpy as np
 
 from lab import demo, limits, upstream
-from lab.engines import Call
 from lab.errors import FAILED, LabError
-from lab.launch import Interrupted, run
+from lab.export_check import TOLERANCE, checkpoint_predictions, gap
+from lab.launch import Interrupted
 from lab.onnx_detect import Array, Detection, decode, infer, iou, letterbox, suppress
 from lab.options import Request
 from lab.project import CODE, Project
@@ -28,7 +28,6 @@ SIZE = 96  # pixels
 RECIPE = demo.Recipe(images=112, size=SIZE, seed=7, val_share=1 / 7, shapes=(1, 2), radius=(0.16, 0.26), turn=0.1)
 EPOCHS = {"yolov5": 29, "yolov5u": 24}
 ENOUGH = 0.6  # of the shapes must be found; a net that learnt nothing finds none
-TOLERANCE = 1e-3  # of the image size for boxes, absolute for scores
 
 
 @dataclass
@@ -86,7 +85,7 @@ def _prove(project: Project, engine: str, directory: Path, note: str) -> bool:
     total = sum(times.seconds.values())
     parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in times.seconds.items())
     found, shapes = counts
-    enough, agree = found >= ENOUGH * shapes, difference <= TOLERANCE
+    enough, agree = found >= ENOUGH * shapes, difference <= TOLERANCE["float32"]
     words = "ok" if enough and agree else "FAILED"
     print(
         f"smoke: {engine} {words} in {total:.0f} s ({parts}): {found} of {shapes} shapes found, .pt and ONNX "
@@ -142,18 +141,10 @@ def _compare(
     """
     pictures = sorted((directory / "data" / "images" / "val").iterdir())
     images = np.stack([letterbox(_picture(file), SIZE) for file in pictures])
-    np.save(directory / "images.npy", images)
-    payload = {
-        "task": "raw",
-        "upstream": str(project.upstream),
-        "weights": str(checkpoint),
-        "images": str(directory / "images.npy"),
-        "result": str(directory / "pt.npy"),
-    }
-    run(Call(CODE / "lab" / f"run_{engine}.py", payload), project, directory, log=log)
+    reference = checkpoint_predictions(project, engine, checkpoint, images, directory, log)
     boxes, scores = decode(infer(checkpoint.with_suffix(".onnx"), images), engine)
-    pt_boxes, pt_scores = decode(np.load(directory / "pt.npy"), engine)
-    difference = max(_gap(boxes, pt_boxes) / SIZE, _gap(scores, pt_scores))
+    pt_boxes, pt_scores = decode(reference, engine)
+    difference = max(gap(boxes, pt_boxes)[0] / SIZE, gap(scores, pt_scores)[0])
     truth = [_labels(directory / "data" / "labels" / "val" / f"{file.stem}.txt") for file in pictures]
     found = sum(_found(suppress(b, s), t) for b, s, t in zip(boxes, scores, truth, strict=True))
     (directory / "smoke.json").write_text(
@@ -166,12 +157,6 @@ def _picture(file: Path) -> Any:
     image = cv2.imread(str(file))
     assert image is not None, file
     return image
-
-
-def _gap(a: Array, b: Array) -> float:
-    if a.shape != b.shape:
-        raise LabError(f"the .pt gives predictions of shape {b.shape}, the ONNX file {a.shape}", FAILED)
-    return float(np.abs(a - b).max())
 
 
 def _labels(file: Path) -> list[tuple[int, Array]]:

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import shutil
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import IO, Any
 import yaml
 
 from lab import dataset as data
-from lab import devices, limits, record, rendezvous, weights
+from lab import devices, limits, record, rendezvous, stale, tracking, weights
 from lab.engines import ENGINES, Engine, Prepared, left_out
 from lab.errors import LabError
 from lab.launch import Interrupted, run
@@ -66,6 +67,10 @@ def perform(request: Request, project: Project, log: IO[str] | None = None) -> P
         say(warning)
     _require_parseable(job)
     job.engine.refuse(request.task, request.given)
+    if request.task == "export":
+        from lab.export_check import require_packages  # noqa: PLC0415  OpenCV and numpy
+
+        require_packages(request.get("include", []))
     if request.task == "train" and "resume" in request.given:
         return _resume(job, log)
     dataset = _dataset(job)
@@ -73,19 +78,31 @@ def perform(request: Request, project: Project, log: IO[str] | None = None) -> P
     names, cfg = _weights(job)
     if request.task == "train":
         _require_cache(request, dataset)
+    if dataset is not None and request.task in ("train", "val") and stale.drop(dataset):
+        say("labels or pictures have changed, so the engines' caches of them were deleted")
     with _run_directory(job, cfg or names[0]) as directory:
         if dataset is not None:
             place = directory or project.runs
             options["data"] = str(data.write_absolute(dataset, place))
         prepared = Prepared(request.task, options, names, cfg, directory)
+        begun = time.time()
         _go(job, prepared, log, dataset)
+    if request.task == "export" and log is None:
+        from lab import export_check  # noqa: PLC0415  OpenCV and numpy
+
+        export_check.check(Request("export", options), project, job.engine.name, Path(names[0]), begun)
     return None if apart else directory
 
 
 def _go(job: Job, prepared: Prepared, log: IO[str] | None, dataset: data.Dataset | None = None) -> None:
     device = str(prepared.options.get("device", ""))
+    run_to_log = prepared.run if prepared.task == "train" and log is None else None
     try:
-        with _kept(job, prepared, dataset) as kept, kept.attempt(prepared.options.get("batch_size")):
+        with (
+            _kept(job, prepared, dataset) as kept,
+            kept.attempt(prepared.options.get("batch_size")),
+            tracking.follow(job.project, run_to_log, prepared.options),
+        ):
             run(job.engine.call(prepared, job.project), job.project, prepared.run, device, log)
     except Interrupted as stop:
         last = prepared.run / "weights" / "last.pt" if prepared.run else None

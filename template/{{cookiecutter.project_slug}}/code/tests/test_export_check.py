@@ -1,0 +1,109 @@
+"""Exports are loaded again and compared; a difference beyond the tolerance is an error."""
+
+import re
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_container import TRAIN, environment, lab
+
+from lab import cli, export_check, upstream
+from lab.errors import LabError
+from lab.export_check import compare, pictures, require_packages, written
+from lab.options import Request
+from lab.project import CODE, ENGINES, Project
+
+SIZE = 640
+# one picture, three predictions of two classes: centre, width, height, objectness, classes
+RAW = np.array(
+    [[[50, 50, 20, 20, 0.9, 0.9, 0.1], [300, 300, 80, 60, 0.8, 0.1, 0.9], [9, 9, 5, 5, 0.01, 0.5, 0.5]]], np.float32
+)
+
+
+@pytest.mark.parametrize(
+    ("shift", "agrees"), [(0.0, True), (0.5, True), (0.7, False)], ids=["equal", "half a pixel", "too far"]
+)
+def test_boxes_are_compared_in_pixels(shift: float, agrees: bool) -> None:
+    moved = RAW.copy()
+    moved[0, 2, 0] += shift  # a prediction that no threshold lets through counts too
+    found = compare("onnx", moved, RAW, "yolov5")
+    assert found.boxes_max == pytest.approx(shift, abs=1e-5)
+    assert (found.same, found.detections) == (2, 2)
+    assert found.agrees(export_check.TOLERANCE["float32"], SIZE) is agrees
+
+
+def test_scores_and_detections_are_compared() -> None:
+    other = RAW.copy()
+    other[0, 0, 4] = 0.1  # no longer a detection
+    found = compare("onnx", other, RAW, "yolov5")
+    assert found.scores_max == pytest.approx(0.72)
+    assert (found.same, found.detections) == (1, 2)
+    assert not found.agrees(export_check.TOLERANCE["half"], SIZE)
+
+
+def test_a_suppression_inside_the_model_is_compared_by_its_detections() -> None:
+    rows = np.array([[[40, 40, 60, 60, 0.81, 0], [260, 270, 340, 330, 0.72, 1], [0, 0, 0, 0, 0, 0]]], np.float32)
+    found = compare("onnx", rows, RAW, "yolov5", suppressed=True)
+    assert (found.boxes_max, found.same, found.detections) == (None, 2, 2)
+    assert found.agrees(1e-3, SIZE)
+    assert not compare("onnx", rows[:, 1:], RAW, "yolov5", suppressed=True).agrees(1e-3, SIZE)
+
+
+def test_another_shape_is_told() -> None:
+    with pytest.raises(LabError, match=r"shape \(1, 3, 7\), the exported file \(1, 2, 7\)"):
+        compare("onnx", RAW[:, 1:], RAW, "yolov5")
+
+
+@pytest.mark.parametrize("form", ["coreml", "paddle", "tfjs"])
+def test_a_format_without_its_package_is_refused(form: str) -> None:
+    with pytest.raises(LabError, match=f"--include {form} needs the package .*uv pip install"):
+        require_packages(["onnx", form])
+    require_packages(["onnx", "torchscript"])
+
+
+def test_the_pictures_are_the_data_sets_or_made_up(project: Project, shapes: Path) -> None:
+    images, origin = pictures(Request("export"), project, (64, 96))
+    assert (images.shape, origin) == ((2, 3, 64, 96), "data/demo/data.yaml")
+    images, origin = pictures(Request("export", {"data": "nowhere.yaml"}), project, (64, 64))
+    assert (images.shape, origin) == ((8, 3, 64, 64), "made-up shapes")
+
+
+def test_the_file_of_this_export_is_found(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "best.pt"
+    begun = time.time() - 5
+    (tmp_path / "best.onnx").touch()
+    (tmp_path / "best_openvino_model").mkdir()
+    assert written(checkpoint, "onnx", begun) == tmp_path / "best.onnx"
+    assert written(checkpoint, "openvino", begun) == tmp_path / "best_openvino_model"
+    assert written(checkpoint, "torchscript", begun) is None
+    assert written(checkpoint, "onnx", begun + 60) is None
+
+
+@pytest.mark.container
+@pytest.mark.parametrize("engine", ENGINES)
+def test_each_export_agrees_with_its_checkpoint(
+    engine: str, project: Project, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if engine == "yolov5" and not upstream.present(CODE / "yolov5"):
+        pytest.skip("YOLOv5's source is not here: run `lab fetch` first")
+    log = tmp_path / "log"
+    assert lab(["train", *TRAIN, "--epochs", "1", "--engine", engine], log).returncode == 0
+    best = "runs/train/exp/weights/best.pt"
+    for words in (
+        ["--include", "onnx", "torchscript"],
+        ["--include", "onnx", "--dynamic", "--simplify", "--opset", "16"],
+        ["--include", "onnx", "--batch", "3", "--imgsz", "64", "96"],
+    ):
+        done = lab(["export", "--weights", best, *words, "--engine", engine], log)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+        row = re.search(r"^onnx +(\S+) +(\S+) +(\S+) +(\S+) +(\d+ of \d+|none) *$", done.stdout, re.MULTILINE)
+        assert row, done.stdout
+        assert float(row[1]) < 0.1
+        assert re.search(r"agrees? with runs/train/exp/weights/best\.pt, within 1e-03", done.stdout)
+    # a wrong export, for which another checkpoint's predictions stand in, ends in exit status 1
+    for name, value in environment(log).items():
+        monkeypatch.setenv(name, value)
+    true = export_check.checkpoint_predictions
+    monkeypatch.setattr(export_check, "checkpoint_predictions", lambda *words: true(*words) * 1.01)
+    assert cli.main(["export", "--weights", best, "--include", "onnx", "--engine", engine]) == 1

@@ -1,0 +1,40 @@
+"""docs/pains.md promises a test for each of 38 pains: all rows are there, and every test that it names exists."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+ROWS = [
+    line for line in (ROOT / "docs/pains.md").read_text(encoding="utf-8").splitlines() if re.match(r"\| \d+ \|", line)
+]
+
+
+def functions(file: Path) -> set[str]:
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    return {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+
+
+def test_all_of_them_are_there_in_order() -> None:
+    assert [int(row.split("|")[1]) for row in ROWS] == list(range(1, 39))
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.split("|")[1].strip())
+def test_every_test_it_names_exists(row: str) -> None:
+    named = re.findall(r"`((?:code/)?tests/[\w/]+)::(test_\w+)`", row.rsplit("|", 2)[1])
+    assert named
+    for place, name in named:
+        base = ROOT / "template/{{cookiecutter.project_slug}}" if place.startswith("code/") else ROOT
+        assert name in functions(base / f"{place}.py"), f"{place}::{name}"
+
+
+def test_no_torch_before_2_7_is_offered() -> None:
+    """Pain 27."""
+    offered = json.loads((ROOT / "template/cookiecutter.json").read_text(encoding="utf-8"))["torch_version"]
+    releases = [tuple(map(int, release.split(".")[:2])) for release in offered if release != "auto"]
+    assert min(releases) >= (2, 7)
