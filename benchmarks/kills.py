@@ -1,0 +1,166 @@
+"""Does a training survive `kill -9` at any moment? Twenty runs, each killed once at a random moment and resumed.
+
+    docker run --rm -v PROJECT:/workspace -v "$PWD/benchmarks":/benchmarks -w /workspace IMAGE \\
+        python /benchmarks/kills.py --engine yolov5 --result /benchmarks/results/kills-yolov5.json
+
+Inside the container, in a project with YOLOv5's source (`lab fetch`). Runs of six epochs on 48 pictures of 64 pixels.
+The moments are spread over the whole length of an undisturbed run, from the first import to the closing measurement;
+half of them kill every process at once, the others `lab` alone. Undisturbed runs with other seeds are the measure of
+noise: the final numbers of the killed runs must lie among them, give or take the width of their range.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import datetime
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+EPOCHS = 6
+TRAIN = (
+    "--weights '' --cfg yolov5n.yaml --data data/kills/data.yaml --hyp hyp.small.yaml --optimizer AdamW --img 64 "
+    f"--batch 16 --workers 0 --noplots --device cpu --epochs {EPOCHS}"
+)
+COMPARED = ("mAP50", "mAP50-95", "val/box_loss", "val/cls_loss")
+SPELT = {"metrics/mAP_0.5": "mAP50", "metrics/mAP_0.5:0.95": "mAP50-95"}
+PROGRESS = re.compile(r"(\d+)/(\d+)\s+[\d.]+G\s")  # YOLOv5 counts from 0, yolov5u from 1
+
+
+def lab(words: list[str], log: Path) -> subprocess.Popen[bytes]:
+    """Start `lab WORDS`; its output goes to `log`."""
+    with log.open("wb") as out:
+        return subprocess.Popen([sys.executable, "-m", "lab", *words], stdout=out, stderr=subprocess.STDOUT)
+
+
+def begin(engine: str, name: str, seed: int, log: Path) -> subprocess.Popen[bytes]:
+    """Start a training."""
+    words = [word.strip("'") for word in TRAIN.split()]
+    return lab(["train", *words, "--engine", engine, "--name", name, "--seed", str(seed)], log)
+
+
+def final(run: Path) -> dict[str, float]:
+    """The last line of results.csv, and how many epochs it lists."""
+    with (run / "results.csv").open(encoding="utf-8") as file:
+        rows = [{key.strip(): value for key, value in row.items()} for row in csv.DictReader(file)]
+    named = {SPELT.get(key, key.replace("metrics/", "").replace("(B)", "")): value for key, value in rows[-1].items()}
+    return {"epochs": len(rows), **{key: float(named[key]) for key in COMPARED}}
+
+
+def started(log: Path, engine: str) -> int:
+    """How many epochs a run began, by its progress bars."""
+    seen = [int(found[1]) for found in PROGRESS.finditer(log.read_text(encoding="utf-8", errors="replace"))]
+    return max(seen) + (engine == "yolov5") if seen else 0
+
+
+def kill(process: subprocess.Popen[bytes], everything: bool) -> None:
+    """SIGKILL to `lab`, and to its children in the same moment when `everything`."""
+    family = psutil.Process(process.pid).children(recursive=True) if everything else []
+    os.kill(process.pid, signal.SIGKILL)
+    for child in family:
+        try:
+            child.kill()
+        except psutil.NoSuchProcess:
+            continue
+    process.wait()
+
+
+def one(engine: str, number: int, moment: float, runs: Path, logs: Path) -> dict[str, Any]:
+    """Kill a run `moment` seconds after its start and resume it."""
+    name, log = f"killed{number}", logs / f"{engine}-{number}.log"
+    process = begin(engine, name, 0, log)
+    time.sleep(moment)
+    ended = process.poll() is not None
+    if not ended:
+        kill(process, everything=number % 2 == 0)
+    time.sleep(0.5)  # the orphaned child is ended by the kernel
+    before = started(log, engine)
+    run = runs / name
+    outcome: dict[str, Any] = {"moment_s": round(moment, 2), "epochs_begun": before}
+    if ended or not (run / "request.json").is_file():
+        return {**outcome, "note": "ended before" if ended else "killed before it had a directory", "finished": ended}
+    if json.loads((run / "request.json").read_text(encoding="utf-8"))["done"]:
+        return {**outcome, "note": "was finished, was just saying so", "finished": True, **final(run)}
+    again = logs / f"{engine}-{number}-resumed.log"
+    status = lab(["train", "--resume"], again).wait()
+    text = again.read_text(encoding="utf-8", errors="replace")
+    said = [line for line in text.splitlines() if line.startswith("lab: ")]
+    kept = re.search(r"after (\d+) of", text)
+    closing = "closing measurement" in text
+    kept_epochs = EPOCHS if closing else int(kept[1]) if kept else 0
+    return {
+        **outcome,
+        "epochs_kept": kept_epochs,
+        "epochs_repeated": max(0, before - kept_epochs),
+        "finished": status == 0 and json.loads((run / "request.json").read_text(encoding="utf-8"))["done"],
+        "said": said[0].removeprefix("lab: ") if said else "",
+        **(final(run) if (run / "results.csv").is_file() else {}),
+    }
+
+
+def main() -> None:
+    """Run, judge, print and keep."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--engine", choices=("yolov5", "yolov5u"), default="yolov5")
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--undisturbed", type=int, default=3)
+    parser.add_argument("--result", type=Path, required=True)
+    wanted = parser.parse_args()
+    runs, logs = Path("runs/train"), Path("runs/kills")
+    logs.mkdir(parents=True, exist_ok=True)
+    for old in runs.iterdir() if runs.is_dir() else ():
+        shutil.rmtree(old)
+    if not Path("data/kills").exists():
+        lab(["data", "demo", "--images", "60", "--size", "64", "--out", "data/kills"], logs / "data.log").wait()
+    whole, seconds = [], []
+    for seed in range(wanted.undisturbed):
+        begun = time.monotonic()
+        status = begin(wanted.engine, f"whole{seed}", seed, logs / f"{wanted.engine}-whole{seed}.log").wait()
+        assert status == 0, f"an undisturbed run failed, see {logs}"
+        seconds.append(time.monotonic() - begun)
+        whole.append(final(runs / f"whole{seed}"))
+    length, chance = min(seconds), random.Random(5)
+    killed = []
+    for number in range(wanted.kills):
+        moment = (number + chance.random()) / wanted.kills * length
+        killed.append(one(wanted.engine, number, moment, runs, logs))
+        print(json.dumps(killed[-1]), flush=True)
+    noise = {}
+    for key in COMPARED:
+        least, most = min(run[key] for run in whole), max(run[key] for run in whole)
+        noise[key] = [round(2 * least - most, 5), round(2 * most - least, 5)]
+    measured = [run for run in killed if "mAP50" in run]
+    outside = [
+        (key, run[key]) for run in measured for key in COMPARED if not noise[key][0] <= run[key] <= noise[key][1]
+    ]
+    result = {
+        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        "hardware": f"{os.cpu_count()} cores, no GPU, shared machine",
+        "engine": wanted.engine,
+        "epochs": EPOCHS,
+        "undisturbed_s": [round(value, 1) for value in seconds],
+        "finished": f"{sum(run['finished'] for run in killed)} of {len(killed)}",
+        "most_epochs_repeated": max(run.get("epochs_repeated", 0) for run in killed),
+        "epochs_listed": sorted({int(run["epochs"]) for run in measured}),
+        "noise": noise,
+        "outside_noise": outside,
+        "undisturbed": whole,
+        "killed": killed,
+    }
+    wanted.result.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps({key: result[key] for key in ("finished", "most_epochs_repeated", "noise", "outside_noise")}))
+
+
+if __name__ == "__main__":
+    main()
