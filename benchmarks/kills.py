@@ -109,6 +109,34 @@ def one(engine: str, number: int, moment: float, runs: Path, logs: Path) -> dict
     }
 
 
+def judge(
+    engine: str, seconds: list[float], whole: list[dict[str, float]], killed: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """What the kills so far amount to."""
+    noise = {}
+    for key in COMPARED:
+        least, most = min(run[key] for run in whole), max(run[key] for run in whole)
+        noise[key] = [round(2 * least - most, 5), round(2 * most - least, 5)]
+    measured = [run for run in killed if "mAP50" in run]
+    outside = [
+        (key, run[key]) for run in measured for key in COMPARED if not noise[key][0] <= run[key] <= noise[key][1]
+    ]
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        "hardware": f"{os.cpu_count()} cores, no GPU, shared machine",
+        "engine": engine,
+        "epochs": EPOCHS,
+        "undisturbed_s": [round(value, 1) for value in seconds],
+        "finished": f"{sum(run['finished'] for run in killed)} of {len(killed)}",
+        "most_epochs_repeated": max(run.get("epochs_repeated", 0) for run in killed),
+        "epochs_listed": sorted({int(run["epochs"]) for run in measured}),
+        "noise": noise,
+        "outside_noise": outside,
+        "undisturbed": whole,
+        "killed": killed,
+    }
+
+
 def main() -> None:
     """Run, judge, print and keep."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -123,7 +151,9 @@ def main() -> None:
         shutil.rmtree(old)
     if not Path("data/kills").exists():
         lab(["data", "demo", "--images", "60", "--size", "64", "--out", "data/kills"], logs / "data.log").wait()
-    whole, seconds = [], []
+    whole: list[dict[str, float]] = []
+    seconds: list[float] = []
+    killed: list[dict[str, Any]] = []
     for seed in range(wanted.undisturbed):
         begun = time.monotonic()
         status = begin(wanted.engine, f"whole{seed}", seed, logs / f"{wanted.engine}-whole{seed}.log").wait()
@@ -131,34 +161,12 @@ def main() -> None:
         seconds.append(time.monotonic() - begun)
         whole.append(final(runs / f"whole{seed}"))
     length, chance = min(seconds), random.Random(5)
-    killed = []
     for number in range(wanted.kills):
         moment = (number + chance.random()) / wanted.kills * length
         killed.append(one(wanted.engine, number, moment, runs, logs))
         print(json.dumps(killed[-1]), flush=True)
-    noise = {}
-    for key in COMPARED:
-        least, most = min(run[key] for run in whole), max(run[key] for run in whole)
-        noise[key] = [round(2 * least - most, 5), round(2 * most - least, 5)]
-    measured = [run for run in killed if "mAP50" in run]
-    outside = [
-        (key, run[key]) for run in measured for key in COMPARED if not noise[key][0] <= run[key] <= noise[key][1]
-    ]
-    result = {
-        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        "hardware": f"{os.cpu_count()} cores, no GPU, shared machine",
-        "engine": wanted.engine,
-        "epochs": EPOCHS,
-        "undisturbed_s": [round(value, 1) for value in seconds],
-        "finished": f"{sum(run['finished'] for run in killed)} of {len(killed)}",
-        "most_epochs_repeated": max(run.get("epochs_repeated", 0) for run in killed),
-        "epochs_listed": sorted({int(run["epochs"]) for run in measured}),
-        "noise": noise,
-        "outside_noise": outside,
-        "undisturbed": whole,
-        "killed": killed,
-    }
-    wanted.result.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        result = judge(wanted.engine, seconds, whole, killed)
+        wanted.result.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(json.dumps({key: result[key] for key in ("finished", "most_epochs_repeated", "noise", "outside_noise")}))
 
 

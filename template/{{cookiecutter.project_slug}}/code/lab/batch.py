@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -142,7 +143,7 @@ def request(job: Job, prepared: Prepared, result: Path) -> dict[str, Any]:
         "labels": labels * (1 if options.get("rect") else MOSAIC),
         "most": max(1, min(MOST, images)),
         "optimizer": options.get("optimizer", "SGD"),
-        "devices": str(options.get("device", "") or "0"),
+        "devices": str(options.get("device", "")),
     }
 
 
@@ -228,7 +229,9 @@ def measure_all(request: dict[str, Any], worst_step: Callable[[Any, int], None],
     """Search on each device of `request`, by `worst_step(device, batch)`, and write the outcome to its `result`."""
     outcome = []
     pretended = request.get("pretended")
-    for number, name in enumerate(request["devices"].split(",")):
+    if request["devices"]:
+        os.environ["CUDA_VISIBLE_DEVICES"] = request["devices"]  # as both engines do; CUDA reads it at its first use
+    for number, name in enumerate((request["devices"] or "0").split(",")):
         device = torch.device("cpu" if pretended else f"cuda:{number}")
         meter: Any = Pretended(**pretended) if pretended else Meter(torch, device)
         found = search(_measure(worst_step, device, meter), meter.total, request["most"])

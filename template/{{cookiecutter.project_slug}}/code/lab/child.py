@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,9 +34,7 @@ NOTES: dict[str, Any] = {}  # what the training learns and `lab` reports: amp, p
 def serve(work: Callable[[dict[str, Any]], None]) -> None:
     """Do `work(request)`; end with exit status 0, or write the report and end with 1, or 130 after Ctrl-C."""
     request = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    if sys.platform == "linux" and os.environ.get("LOCAL_RANK") is None:
-        # a killed `lab` must not leave a training behind; torchrun looks after its own ranks
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    _end_with(request.get("parent"))
     # under `nohup … &` Ctrl-C arrives ignored; ours comes from `lab`, and must end the training in good order
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
@@ -53,6 +52,32 @@ def serve(work: Callable[[dict[str, Any]], None]) -> None:
             _report(request, sentence, OUT_OF_MEMORY if _for_memory(error, request) else FAILED)
         words = " ".join(str(error).split())[:300] or type(error).__name__
         _report(request, f"{request['task']} stopped: {words}", FAILED, traceback.format_exc())
+
+
+def _end_with(parent: int | None) -> None:
+    """Have this process end when `lab`, process `parent`, does: a killed `lab` must not leave a training behind.
+
+    Two trainings in one directory, the orphan and the resumed one, would write over each other.
+    """
+    if os.environ.get("LOCAL_RANK") is not None:  # torchrun stands in between and outlives `lab`
+        if parent is not None:
+            threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+        return
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if parent not in (None, os.getppid()):
+        os._exit(FAILED)  # it was gone before this process asked to be told
+
+
+def _watch(parent: int) -> None:
+    while True:
+        time.sleep(1)
+        try:
+            os.kill(parent, 0)
+        except ProcessLookupError:
+            os._exit(FAILED)
+        except PermissionError:
+            continue
 
 
 def save_checkpoints_whole() -> None:

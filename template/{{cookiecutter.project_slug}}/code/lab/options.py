@@ -60,7 +60,12 @@ TRAIN = (
     Option("--batch-size", "images a step, over all GPUs; auto fills them", ("--batch",), type=images, default="16"),
     Option("--epochs", "passes over the training images", type=int, default="100"),
     Option("--hyp", "yaml file of hyper-parameters, such as configs/hyp.small.yaml", default="the engine's own"),
-    Option("--resume", "go on with an interrupted run: its last.pt, or the newest", takes=MAYBE, const=True),
+    Option(
+        "--resume",
+        "go on with an interrupted run: the newest, or the one named",
+        takes=MAYBE,
+        const=True,
+    ),
     DEVICE,
     Option("--workers", "processes that load images, for each GPU", type=int, default="8, fewer on few processors"),
     Option("--cache", "keep images in ram or on disk", takes=MAYBE, const="ram", choices=("ram", "disk")),

@@ -273,12 +273,12 @@ def _amp(facts: Facts) -> str:
     return "on, if the engine's own check on this GPU passes; it is said when it does not"
 
 
-def compared(notes: dict[str, Any], planned: dict[str, Any]) -> str:
+def compared(planned: dict[str, Any]) -> str:
     """Predicted against measured memory, after a training on a GPU; "" without one."""
-    peak, predicted = notes.get("peak_bytes"), planned.get("predicted_bytes")
+    peak, predicted = planned.get("peak_bytes"), planned.get("predicted_bytes")
     if not peak:
         return ""
-    total = notes.get("total_bytes") or planned.get("total_bytes") or 0
+    total = planned.get("total_bytes", 0)
     free = f", {100 * (1 - peak / total):.0f} % of {_gib(total)} stayed free" if total else ""
     if not predicted:
         return f"the GPU's memory was filled to {_gib(peak)}{free}"

@@ -19,6 +19,7 @@ from lab.errors import FAILED, LabError  # noqa: E402
 from lab.resume import read_checkpoint  # noqa: E402
 
 STEPS = 2  # the optimiser's moments are there from the second one on
+SCALE = 16.0  # of the gradients: small, so that no step is left out for an overflow
 
 
 def work(request: dict[str, Any]) -> None:
@@ -146,7 +147,7 @@ def measure_batch(request: dict[str, Any]) -> None:
         amp = watch_amp(check_amp)(model) if device.type == "cuda" else False
         optimizer = smart_optimizer(model, request["optimizer"], 0.01, 0.9, 0.0005)
         ema, loss_of = ModelEMA(model), ComputeLoss(model)
-        scaler = torch.cuda.amp.GradScaler(enabled=amp)
+        scaler = torch.amp.GradScaler("cuda", init_scale=SCALE, enabled=amp)
         side, labels = _largest(request, int(model.stride.max())), _crowded(torch, batch, request)
         model.train()
         for _ in range(STEPS):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,11 +18,13 @@ from lab.limits import processors  # noqa: E402
 from lab.resume import read_checkpoint  # noqa: E402
 
 STEPS = 2  # the optimiser's moments are there from the second one on
+SCALE = 16.0  # of the gradients: small, so that no step is left out for an overflow
 
 
 def work(request: dict[str, Any]) -> None:
     """Do `request["task"]` with `request["arguments"]`, which are ultralytics' own."""
     sys.path.pop(0)
+    narrow(request)
     from ultralytics import YOLO  # noqa: PLC0415
     from ultralytics.utils import torch_utils  # noqa: PLC0415  seconds, and only needed here
 
@@ -30,6 +34,22 @@ def work(request: dict[str, Any]) -> None:
     tasks = {"train": train, "val": val, "detect": detect, "export": export, "raw": raw_predictions}
     tasks |= {"batch": measure_batch, "close": close}
     tasks[request["task"]](YOLO, request)
+
+
+def narrow(request: dict[str, Any]) -> None:
+    """Let CUDA see the wanted GPUs only, numbered from 0, as YOLOv5 does.
+
+    The package leaves CUDA_VISIBLE_DEVICES as it is and counts among what that shows; `--device` was resolved to the
+    driver's numbers (see lab.devices), which are others where host-setup has narrowed the variable.
+    """
+    holders = [(request, "devices"), (request, "on")]
+    holders += [(request.get(name, {}), "device") for name in ("stored", "arguments")]
+    for said, key in holders:
+        numbers = str(said.get(key) or "")
+        if re.fullmatch(r"\d+(,\d+)*", numbers):
+            os.environ["CUDA_VISIBLE_DEVICES"] = numbers
+            if key != "devices":  # there they are also names in the outcome
+                said[key] = ",".join(map(str, range(len(numbers.split(",")))))
 
 
 def train(yolo: Any, request: dict[str, Any]) -> None:
@@ -98,7 +118,7 @@ def measure_batch(yolo: Any, request: dict[str, Any]) -> None:  # noqa: ARG001  
         amp = watch_amp(check_amp)(model) if gpu else False
         kind = torch.optim.SGD if request["optimizer"] == "SGD" else torch.optim.AdamW
         optimizer = kind(model.parameters(), lr=0.01, **({"momentum": 0.9} if kind is torch.optim.SGD else {}))
-        ema, scaler = ModelEMA(model), torch.amp.GradScaler("cuda", enabled=amp)
+        ema, scaler = ModelEMA(model), torch.amp.GradScaler("cuda", init_scale=SCALE, enabled=amp)
         stride = int(model.stride.max())
         side = int(request["imgsz"] * 1.5 + stride - 1) // stride * stride
         side = side if request["multi_scale"] else request["imgsz"]

@@ -71,7 +71,8 @@ def perform(request: Request, project: Project, log: IO[str] | None = None) -> P
 
 def _tell(lines: list[str], log: IO[str] | None) -> None:
     """The lines before a training; they go where its output goes."""
-    say("before training") if log is None else None
+    if log is None:
+        say("before training")
     print("\n".join(lines), file=log or sys.stderr, flush=True)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from lab import batch, devices, limits, plan, resume, weights
+from lab import dataset as data
 from lab.engines import Call, Prepared, translate
 from lab.errors import FAILED, OUT_OF_MEMORY, LabError
 from lab.job import Job, say
@@ -53,6 +55,7 @@ def _fit(job: Job, start: Start, asked: Asked, log: IO[str] | None) -> None:
     directory = _directory(start.prepared)
     resume.write_asked(directory, asked)
     start, asked = _filled(job, start, asked, log)
+    start = _fed(start, asked)
     while True:
         attempt: dict[str, Any] = {"batch": int(asked.get("batch_size")), "started": _now()}
         try:
@@ -67,9 +70,10 @@ def _fit(job: Job, start: Start, asked: Asked, log: IO[str] | None) -> None:
                 raise LabError(error.sentence, FAILED) if _for_memory(error) else error from None
             start = _again(job, start, asked, smaller)
             continue
-        asked = replace(_with_attempt(asked, attempt, "done", "", None), done=True)
+        asked = replace(_with_attempt(asked, attempt, "done", "", None), done=True, plan={**asked.plan, **notes})
         resume.write_asked(directory, asked)
-        _tell_memory(notes, asked)
+        if sentence := plan.compared(asked.plan):
+            say(sentence)
         return
 
 
@@ -106,12 +110,23 @@ def _filled(job: Job, start: Start, asked: Asked, log: IO[str] | None) -> tuple[
     return Start(prepared, start.checkpoint, changed), asked
 
 
+def _fed(start: Start, asked: Asked) -> Start:
+    """No more loader workers than /dev/shm can feed with this batch, which may have been measured only now."""
+    wanted, imgsz = int(asked.options.get("workers", 0)), int(asked.options.get("imgsz", 640))
+    fitting = limits.workers_that_fit(wanted, max(int(asked.get("batch_size")), PLAIN_BATCH), imgsz)
+    if fitting >= wanted:
+        return start
+    say(f"/dev/shm is too small for {wanted} workers with this batch, so {fitting} load images; SHM_SIZE gives more")
+    prepared = replace(start.prepared, options={**start.prepared.options, "workers": fitting})
+    return Start(prepared, start.checkpoint, None if start.changed is None else {**start.changed, "workers": fitting})
+
+
 def _again(job: Job, start: Start, asked: Asked, smaller: int) -> Start:
     """The next attempt: from the newest checkpoint, if the last attempt got so far."""
     directory = _directory(start.prepared)
     standing = resume.look(directory)
     last = resume.prepare(standing)
-    where = f"goes on after {standing.epochs} finished epochs" if last else "begins anew: no epoch was finished"
+    where = f"goes on after {_finished_epochs(standing.epochs)}" if last else "begins anew: no epoch was finished"
     say(
         f"the GPU's memory did not suffice for --batch {asked.attempts[-1]['batch']}, so the run {where} with --batch "
         f"{smaller} ({plan.accumulation(smaller)})"
@@ -119,6 +134,10 @@ def _again(job: Job, start: Start, asked: Asked, smaller: int) -> Start:
     prepared = replace(start.prepared, options={**start.prepared.options, "batch_size": smaller})
     job.engine.refuse("train", prepared.options)
     return Start(prepared, last, {**(start.changed or {}), "batch_size": smaller} if last else None)
+
+
+def _finished_epochs(number: int) -> str:
+    return f"{number} finished epoch{'' if number == 1 else 's'}"
 
 
 @contextlib.contextmanager
@@ -129,7 +148,7 @@ def _stop_told(job: Job, directory: Path) -> Iterator[None]:
     except Interrupted as stop:
         epochs = resume.look(directory).epochs
         engine = "" if job.engine.name == job.project.engine else f" --engine {job.engine.name}"
-        kept = f"{epochs} finished epochs are kept" if epochs else "no epoch was finished, so it will begin anew"
+        kept = f"{_finished_epochs(epochs)} kept" if epochs else "no epoch was finished, so it will begin anew"
         place = job.project.show(directory / "weights" / resume.LAST if epochs else directory)
         stop.sentence = f"stopped, {kept}; go on with: lab train{engine} --resume {place}"
         raise
@@ -141,7 +160,7 @@ def _attempt(job: Job, start: Start, log: IO[str] | None) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="lab-notes-") as place:
         notes = Path(place) / "notes.json"
         call = _call(job, start)
-        call = replace(call, payload={**call.payload, "notes": str(notes)})
+        call = replace(call, payload={**call.payload, "notes": str(notes), "parent": os.getpid()})
         run(call, job.project, directory, str(start.prepared.options.get("device", "")), log)
         try:
             said: dict[str, Any] = json.loads(notes.read_text(encoding="utf-8"))
@@ -159,7 +178,8 @@ def _call(job: Job, start: Start) -> Call:
             prepared, options={"resume": str(start.checkpoint)}, weights=[str(start.checkpoint)], cfg=None
         )
         call = job.engine.call(going_on, job.project)
-        stored = _stored(job.engine.name, start.changed or {}) | _places(_directory(prepared))
+        device = {"device": prepared.options["device"]} if "device" in prepared.options else {}
+        stored = _stored(job.engine.name, {**device, **(start.changed or {})}) | _places(_directory(prepared))
         call = replace(call, payload={**call.payload, "stored": stored})
     # a process for each GPU, for both engines: yolov5u's own way needs a package that is not in the image, and begins
     # by deleting the run's directory
@@ -176,12 +196,6 @@ def _places(directory: Path) -> dict[str, Any]:
     places = {"save_dir": str(directory)}
     data = directory / "data.yaml"
     return {**places, "data": str(data)} if data.is_file() else places
-
-
-def _tell_memory(notes: dict[str, Any], asked: Asked) -> None:
-    sentence = plan.compared(notes, asked.plan)
-    if sentence:
-        say(sentence)
 
 
 # Going on
@@ -217,7 +231,7 @@ def _go_on(job: Job, directory: Path, given: dict[str, Any], log: IO[str] | None
     epochs = int(given.get("epochs", asked.get("epochs")))
     _require_unfinished(standing, asked, name, epochs, "epochs" in given)
     limits.require_writable(directory)
-    _require_place(directory, asked)
+    _require_place(job, directory, asked)
     asked = replace(asked, options={**asked.options, **given}, done=False)
     job.engine.refuse("train", _measured_later(asked.options))
     closing = standing.epochs >= epochs or (standing.ended and "epochs" not in given)
@@ -289,12 +303,14 @@ def _require_unfinished(standing: Standing, asked: Asked, name: str, epochs: int
         raise LabError(f"{name} is finished after {standing.epochs} epochs: give more with --epochs to train it longer")
 
 
-def _require_place(directory: Path, asked: Asked) -> None:
+def _require_place(job: Job, directory: Path, asked: Asked) -> None:
     """A run needs its data where it was, and the GPUs it ran on or --device."""
     file = directory / "data.yaml"
     stored = str(asked.options.get("data", ""))
     if not file.is_file() and not Path(stored).is_file():
         raise LabError(f"{directory}: its data file {stored} is gone, so the run cannot go on")
+    if file.is_file():
+        data.open_dataset(str(file), job.project)  # a mount that is gone is said here, not by the engine
     device = str(asked.options.get("device", ""))
     if device[:1].isdigit() and not devices.gpu_nodes():
         raise LabError(devices.no_gpu(device))

@@ -106,10 +106,10 @@ def test_the_gpus_that_device_means(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_predicted_against_measured() -> None:
     notes = {"peak_bytes": 20 << 30, "total_bytes": 24 << 30}
-    assert plan.compared(notes, {"predicted_bytes": 21 << 30}) == (
+    assert plan.compared({**notes, "predicted_bytes": 21 << 30}) == (
         "the GPU's memory was filled to 20.0 GiB; predicted were 21.0 GiB (+5 %), 17 % of 24.0 GiB stayed free"
     )
-    assert plan.compared({}, {}) == ""
+    assert plan.compared({}) == ""
 
 
 def test_free_memory_respects_the_control_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,13 +3,14 @@
 import errno
 import json
 import pickle
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lab import child, cli, devices, resume, training, upstream
+from lab import child, cli, dataset, devices, limits, resume, training, upstream
 from lab.engines import Call
 from lab.errors import FAILED, OUT_OF_MEMORY, LabError
 from lab.launch import Interrupted
@@ -69,7 +70,7 @@ class Children:
 def run_of(project: Project, name: str = "exp", engine: str = "yolov5", **options: Any) -> Path:
     directory = project.runs / "train" / name
     (directory / "weights").mkdir(parents=True)
-    (directory / "data.yaml").write_text("names: [a]\n", encoding="utf-8")
+    dataset.write_absolute(dataset.open_dataset("data/demo/data.yaml", project), directory)
     said = {"epochs": 6, "batch_size": 8, "imgsz": 96, "workers": 0, "device": "cpu", **options}
     resume.write_asked(directory, Asked(engine, said, [""], "/models/yolov5n.yaml"))
     return directory
@@ -278,6 +279,24 @@ def test_a_run_on_gpus_goes_on_with_a_process_for_each(
     assert [call.processes for call in children.calls] == [2]
 
 
+def test_data_that_is_gone_is_said(ready: Project, shapes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_of(ready)
+    shutil.rmtree(shapes.parent / "images" / "train")
+    assert cli.main(["train", "--resume"]) == 2
+    assert "images/train" in capsys.readouterr().err
+
+
+def test_a_larger_batch_may_need_fewer_workers(
+    ready: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_checkpoint(run_of(ready, workers=8) / "weights" / LAST, 2)
+    monkeypatch.setattr(limits, "workers_that_fit", lambda wanted, batch, _: 2 if batch > 100 else wanted)
+    children = start(monkeypatch)
+    assert cli.main(["train", "--resume", "--batch", "128"]) == 0
+    assert children.calls[0].payload["stored"]["workers"] == 2
+    assert "too small for 8 workers with this batch, so 2 load images" in capsys.readouterr().err
+
+
 def test_a_run_that_is_under_way_is_left_alone(ready: Project, capsys: pytest.CaptureFixture[str]) -> None:
     directory = run_of(ready)
     with resume.alone(directory):
@@ -298,7 +317,7 @@ def test_after_ctrl_c_the_command_that_goes_on(
     start(monkeypatch, Interrupted())
     assert cli.main(["train", "--resume"]) == 130
     said = capsys.readouterr().err.splitlines()[-1]
-    assert "3 finished epochs are kept; go on with: lab train --resume runs/train/exp/weights/last.pt" in said
+    assert "3 finished epochs kept; go on with: lab train --resume runs/train/exp/weights/last.pt" in said
 
 
 # Out of memory
