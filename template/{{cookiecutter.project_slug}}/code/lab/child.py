@@ -10,6 +10,7 @@ import errno
 import json
 import math
 import os
+import re
 import signal
 import sys
 import threading
@@ -39,7 +40,7 @@ def serve(work: Callable[[dict[str, Any]], None]) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         if request["task"] == "train":
-            prove_kernels()
+            prove_kernels(str(request.get("device", "")))
         work(request)
         _write_notes(request)
     except KeyboardInterrupt:
@@ -134,8 +135,16 @@ def _settle(file: Path) -> None:
 # GPU
 
 
-def prove_kernels() -> None:
-    """Run a kernel on this process's GPU, within KERNEL_LIMIT. Raises LabError, or what torch raises."""
+def prove_kernels(device_wanted: str) -> None:
+    """Run a kernel on this process's GPU, within KERNEL_LIMIT. Raises what torch raises.
+
+    It makes CUDA look for its devices, so what --device means must be settled before: CUDA_VISIBLE_DEVICES, which
+    YOLOv5 sets too, is not read again.
+    """
+    if device_wanted in ("cpu", "mps"):
+        return
+    if re.fullmatch(r"\d+(,\d+)*", device_wanted):
+        os.environ["CUDA_VISIBLE_DEVICES"] = device_wanted
     import torch  # noqa: PLC0415
 
     if not torch.cuda.is_available():

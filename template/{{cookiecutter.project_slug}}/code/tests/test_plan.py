@@ -85,6 +85,12 @@ def test_cards_without_amp_are_told_loudly(name: str, off: bool) -> None:
     assert said(facts, "memory").startswith("about 6." if off else "about 3.9")
 
 
+def test_pictures_are_counted_by_name(shapes: Path, project: Project) -> None:
+    dataset = open_dataset("data/demo/data.yaml", project)
+    (shapes.parent / "images" / "train" / "notes.txt").touch()
+    assert plan.count(dataset, "train") == sum(1 for _ in dataset.images("train"))
+
+
 def test_caches_are_weighed(shapes: Path, project: Project) -> None:
     dataset = open_dataset("data/demo/data.yaml", project)
     need = plan.cache_bytes(dataset, {"train": 1000, "val": 0}, "ram", 640)

@@ -2,10 +2,13 @@
 
 import errno
 import json
+import os
 import pickle
 import shutil
+import sys
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -355,6 +358,16 @@ def test_one_image_that_does_not_fit_is_the_end(
     start(monkeypatch, *[LabError("no memory", OUT_OF_MEMORY)] * 3)
     assert cli.main([*NEW, "--batch", "4"]) == FAILED
     assert capsys.readouterr().err.splitlines()[-1] == "lab: no memory"
+
+
+@pytest.mark.parametrize(("device", "seen"), [("1,3", "1,3"), ("", "0,2"), ("cpu", "0,2")])
+def test_the_first_kernel_runs_on_the_gpu_that_was_asked_for(
+    monkeypatch: pytest.MonkeyPatch, device: str, seen: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=SimpleNamespace(is_available=lambda: False)))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,2")
+    child.prove_kernels(device)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == seen
 
 
 class OutOfMemoryError(RuntimeError):
