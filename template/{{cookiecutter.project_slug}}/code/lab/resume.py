@@ -6,6 +6,7 @@ A SIGKILL can fall between any two writes. Each file is therefore either written
 
 from __future__ import annotations
 
+import csv
 import fcntl
 import json
 import os
@@ -202,6 +203,21 @@ def mend_results(file: Path, epochs: int) -> None:
         part = file.with_name(f".{file.name}.{os.getpid()}")
         part.write_text(mended, encoding="utf-8")
         part.replace(file)
+
+
+def best_so_far(file: Path) -> tuple[int, float] | None:
+    """The epoch of YOLOv5's results.csv with the best fitness, a tenth mAP50 and nine tenths mAP50-95."""
+    best: tuple[int, float] | None = None
+    try:
+        with file.open(encoding="utf-8") as opened:
+            for row in csv.DictReader(opened, skipinitialspace=True):
+                said = {str(key).strip(): value for key, value in row.items()}
+                fitness = 0.1 * float(said["metrics/mAP_0.5"]) + 0.9 * float(said["metrics/mAP_0.5:0.95"])
+                if best is None or fitness > best[1]:
+                    best = int(said["epoch"]), fitness
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return best
 
 
 # Which run

@@ -16,7 +16,7 @@ sys.path[0] = str(
 from lab.batch import measure_all  # noqa: E402
 from lab.child import save_checkpoints_whole, serve, watch_amp  # noqa: E402
 from lab.errors import FAILED, LabError  # noqa: E402
-from lab.resume import read_checkpoint  # noqa: E402
+from lab.resume import best_so_far, read_checkpoint  # noqa: E402
 
 STEPS = 2  # the optimiser's moments are there from the second one on
 SCALE = 16.0  # of the gradients: small, so that no step is left out for an overflow
@@ -37,6 +37,7 @@ def work(request: dict[str, Any]) -> None:
         _loud_amp()
         if "stored" in request:
             change_options(Path(request["arguments"][-1]), request["stored"])
+            _keep_patience(Path(request["run"]) / "results.csv")
     script = str(upstream / f"{request['task']}.py")
     sys.argv = [script, *request["arguments"]]
     failures = _failed_exports()
@@ -104,6 +105,21 @@ def change_options(last: Path, changed: dict[str, Any]) -> None:
     stored = dict(torch.load(last, map_location="cpu", weights_only=False)["opt"])
     said = {key: str(value) if isinstance(value, Path) else value for key, value in stored.items()}
     _write_yaml(last.parent.parent / "opt.yaml", {**said, **changed})
+
+
+def _keep_patience(results: Path) -> None:
+    """Let early stopping count on from the best epoch; upstream would begin to count at the epoch that goes on."""
+    import utils.torch_utils  # noqa: PLC0415
+
+    best = best_so_far(results)
+
+    class EarlyStopping(utils.torch_utils.EarlyStopping):  # type: ignore[misc]
+        def __init__(self, patience: int = 30) -> None:
+            super().__init__(patience)
+            if best is not None:
+                self.best_epoch, self.best_fitness = best
+
+    utils.torch_utils.EarlyStopping = EarlyStopping
 
 
 def close(request: dict[str, Any]) -> None:

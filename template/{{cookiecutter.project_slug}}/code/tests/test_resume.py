@@ -150,6 +150,15 @@ def test_results_lose_what_the_checkpoint_does_not_know(tmp_path: Path, header: 
     resume.mend_results(file, 2)
 
 
+def test_early_stopping_counts_on_from_the_best_epoch(tmp_path: Path) -> None:
+    file = tmp_path / "results.csv"
+    assert resume.best_so_far(file) is None
+    header = "               epoch,     metrics/mAP_0.5,metrics/mAP_0.5:0.95\n"
+    rows = "".join(f"{epoch:20},{value:20},{value / 2:20}\n" for epoch, value in enumerate((0.1, 0.4, 0.3, 0.4)))
+    file.write_text(header + rows, encoding="utf-8")
+    assert resume.best_so_far(file) == (1, pytest.approx(0.22))
+
+
 # lab train --resume
 
 
