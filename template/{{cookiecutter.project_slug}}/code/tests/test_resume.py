@@ -284,6 +284,11 @@ def test_a_run_on_gpus_goes_on_with_a_process_for_each(
     children = start(monkeypatch)
     assert cli.main(["train", "--resume"]) == 2
     assert "--device cpu" in capsys.readouterr().err
+    assert cli.main(["train", "--resume", "--device", "cpu"]) == 0
+    call = children.calls.pop()
+    assert (call.processes, call.payload["stored"]["device"]) == (1, "cpu")
+    shutil.rmtree(ready.runs / "train" / "exp")
+    write_checkpoint(run_of(ready, device="0,1") / "weights" / LAST, 2)
     (tmp_path / "dev").mkdir()
     (tmp_path / "dev" / "nvidia0").touch()
     assert cli.main(["train", "--resume", "--batch", "9"]) == 2
