@@ -5,9 +5,10 @@
 
 Inside the container, in a project with YOLOv5's source (`lab fetch`). Runs of six epochs on 48 pictures of 64 pixels.
 A fifth of the moments lies before the first step, the others are spread from there to the end of the closing
-measurement; half of them kill every process at once, the others `lab` alone. Undisturbed runs with other seeds are the
-measure of noise: the final numbers of the killed runs must lie among them, give or take the width of their range (a
-tenth of the value at least, and 0.01 for mAP). The result is written after every kill.
+measurement, by how much the run has printed: seconds mean nothing on a busy machine. Half of them kill every process at
+once, the others `lab` alone. Undisturbed runs with other seeds are the measure of noise: the final numbers of the killed
+runs must lie among them, give or take the width of their range (a tenth of the value at least, and 0.01 for mAP). The
+result is written after every kill.
 """
 
 from __future__ import annotations
@@ -77,27 +78,25 @@ def kill(process: subprocess.Popen[bytes], everything: bool) -> None:
     process.wait()
 
 
-def first_step(log: Path, process: subprocess.Popen[bytes]) -> None:
-    """Wait until a run has a progress bar, or has ended."""
-    while process.poll() is None and not PROGRESS.search(log.read_text(encoding="utf-8", errors="replace")):
-        time.sleep(0.02)
+def printed(log: Path, size: int, process: subprocess.Popen[bytes]) -> None:
+    """Wait until a run has printed `size` bytes, or has ended."""
+    while process.poll() is None and log.stat().st_size < size:
+        time.sleep(0.01)
 
 
-def one(engine: str, number: int, part: tuple[str, float], runs: Path, logs: Path) -> dict[str, Any]:
-    """Kill a run some seconds after its start, or after its first step, and resume it."""
-    phase, moment = part
+def one(engine: str, number: int, size: int, delay: float, runs: Path, logs: Path) -> dict[str, Any]:
+    """Kill a run when it has printed `size` bytes, and `delay` seconds more have gone; resume it."""
     name, log = f"killed{number}", logs / f"{engine}-{number}.log"
     process = begin(engine, name, 0, log)
-    if phase == "steps":
-        first_step(log, process)
-    time.sleep(moment)
+    printed(log, size, process)
+    time.sleep(delay)
     ended = process.poll() is not None
     if not ended:
         kill(process, everything=number % 2 == 0)
     time.sleep(0.5)  # the orphaned child is ended by the kernel
     before = started(log, engine)
     run = runs / name
-    outcome: dict[str, Any] = {"seconds_after": f"{phase} {moment:.2f}", "epochs_begun": before}
+    outcome: dict[str, Any] = {"printed": size, "epochs_begun": before}
     if ended or not (run / "request.json").is_file():
         return {**outcome, "note": "ended before" if ended else "killed before it had a directory", "finished": ended}
     if json.loads((run / "request.json").read_text(encoding="utf-8"))["done"]:
@@ -166,23 +165,24 @@ def main() -> None:
     if not Path("data/kills").exists():
         lab(["data", "demo", "--images", "60", "--size", "64", "--out", "data/kills"], logs / "data.log").wait()
     whole: list[dict[str, float]] = []
-    ready: list[float] = []
     seconds: list[float] = []
     killed: list[dict[str, Any]] = []
+    begins = ends = 0
     for seed in range(wanted.undisturbed):
         begun, log = time.monotonic(), logs / f"{wanted.engine}-whole{seed}.log"
         process = begin(wanted.engine, f"whole{seed}", seed, log)
-        first_step(log, process)
-        ready.append(time.monotonic() - begun)
         assert process.wait() == 0, f"an undisturbed run failed, see {log}"
         seconds.append(time.monotonic() - begun)
+        text = log.read_bytes()
+        step = PROGRESS.search(text.decode(errors="replace"))
+        assert step is not None, f"no progress bar in {log}"
+        begins, ends = step.start(), len(text)
         whole.append(final(runs / f"whole{seed}"))
     chance = random.Random(5)
     for number in range(wanted.kills):
         share = (number + chance.random()) / wanted.kills
-        early = number % 5 == 4
-        part = ("start", share * min(ready)) if early else ("steps", share * (min(seconds) - min(ready)))
-        killed.append(one(wanted.engine, number, part, runs, logs))
+        size = share * begins if number % 5 == 4 else begins + share * (ends - begins)
+        killed.append(one(wanted.engine, number, int(size), chance.uniform(0, 0.3), runs, logs))
         print(json.dumps(killed[-1]), flush=True)
         result = judge(wanted.engine, seconds, whole, killed)
         wanted.result.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
