@@ -5,10 +5,10 @@
 
 Inside the container, in a project with YOLOv5's source (`lab fetch`). Runs of six epochs on 48 pictures of 64 pixels.
 A fifth of the moments lies before the first step, the others are spread from there to the end of the closing
-measurement, by how much the run has printed: seconds mean nothing on a busy machine. Half of them kill every process at
-once, the others `lab` alone. Undisturbed runs with other seeds are the measure of noise: the final numbers of the killed
-runs must lie among them, give or take the width of their range (a tenth of the value at least, and 0.01 for mAP). The
-result is written after every kill.
+measurement, by how much the run has printed: seconds mean nothing on a busy machine. Half of them kill every process
+at once, the others `lab` alone. Undisturbed runs with other seeds are the measure of noise: the final numbers of the
+killed runs must lie among them, give or take the width of their range (a tenth of the value at least, and 0.01 for
+mAP). The result is written after every kill.
 """
 
 from __future__ import annotations

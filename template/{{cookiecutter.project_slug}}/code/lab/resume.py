@@ -157,8 +157,7 @@ def prepare(standing: Standing) -> Path | None:
     Returns last.pt, or None when there is no checkpoint and the run starts anew.
     """
     weights = standing.directory / "weights"
-    for part in weights.glob(".*.pt.*"):
-        part.unlink(missing_ok=True)  # a checkpoint that was being written
+    sweep(standing.directory)
     mend_results(standing.directory / "results.csv", standing.epochs)
     if standing.checkpoint is None:
         for file in standing.torn:
@@ -175,6 +174,12 @@ def prepare(standing: Standing) -> Path | None:
         if file != last:
             file.unlink(missing_ok=True)
     return last
+
+
+def sweep(directory: Path) -> None:
+    """Remove checkpoints that were being written when the run was killed."""
+    for part in (directory / "weights").glob(".*.pt.*"):
+        part.unlink(missing_ok=True)
 
 
 def mend_results(file: Path, epochs: int) -> None:

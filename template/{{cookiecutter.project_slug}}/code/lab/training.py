@@ -238,6 +238,7 @@ def _go_on(job: Job, directory: Path, given: dict[str, Any], log: IO[str] | None
     prepared = Prepared("train", asked.options, asked.weights, asked.cfg, directory)
     if closing:
         say(f"going on with {name}: all its epochs are done, what is left is the closing measurement")
+        resume.sweep(directory)
         _close(job, prepared, log)
         resume.write_asked(directory, replace(asked, done=True))
         return

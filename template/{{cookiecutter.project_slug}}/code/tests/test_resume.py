@@ -240,9 +240,11 @@ def test_a_kill_after_the_last_epoch_leaves_the_closing_measurement(
     directory = run_of(ready)
     write_checkpoint(directory / "weights" / LAST, -1 if stripped else 5)
     write_checkpoint(directory / "weights" / PREVIOUS, 5 if stripped else 4)
+    (directory / "weights" / ".best.pt.39").touch()
     children = start(monkeypatch)
     assert cli.main(["train", "--resume"]) == 0
     assert [call.payload["task"] for call in children.calls] == ["close"]
+    assert not (directory / "weights" / ".best.pt.39").exists()
     assert cli.main(["train", "--resume"]) == 2  # now it is finished
 
 
