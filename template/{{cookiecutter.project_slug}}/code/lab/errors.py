@@ -5,6 +5,7 @@ from __future__ import annotations
 BAD_INPUT = 2
 FAILED = 1
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+OUT_OF_MEMORY = 3  # of a child, to `lab`: it tries again with a smaller batch, so no person sees this number
 
 
 class LabError(Exception):

@@ -10,6 +10,7 @@ from lab.errors import LabError
 
 CGROUP = Path("/sys/fs/cgroup")
 SHM = Path("/dev/shm")
+MEMINFO = Path("/proc/meminfo")
 MEBIBYTE = 1 << 20
 # parameters in millions, from the table of models in YOLOv5's README
 PARAMETERS = {"n": 1.9, "s": 7.2, "m": 21.2, "l": 46.5, "x": 86.7}
@@ -55,21 +56,40 @@ def workers_that_fit(wanted: int, batch: int, image_size: int) -> int:
     return min(wanted, free // per_worker)
 
 
-def require_room(directory: Path, model: str) -> None:
-    """Raises LabError when the disk under `directory` has too little room for the checkpoints of `model`.
+def room_needed(model: str) -> int:
+    """Bytes for the checkpoints of `model`, and 64 MiB for curves and pictures.
 
-    Two checkpoints of about 12 bytes a parameter (weights and their average in half precision, two moments of the
-    optimiser in full), and 64 MiB for curves and pictures.
+    Four checkpoints of about 12 bytes a parameter (weights and their average in half precision, two moments of the
+    optimiser in full): last.pt, the one before it, best.pt, and the one that is being written.
     """
     letter = next((c for c in model.removeprefix("yolov5")[:1] if c in PARAMETERS), "n")
     p6 = 1.8 if model.removeprefix("yolov5")[1:2] == "6" else 1.0
-    need = 64 * MEBIBYTE + int(24e6 * PARAMETERS[letter] * p6)
+    return 64 * MEBIBYTE + int(48e6 * PARAMETERS[letter] * p6)
+
+
+def require_room(directory: Path, model: str) -> None:
+    """Raises LabError when the disk under `directory` has too little room for a run of `model`."""
+    need = room_needed(model)
     free = shutil.disk_usage(directory).free
     if free < need:
         raise LabError(
             f"{directory} has {free // MEBIBYTE} MiB free and this run needs about {need // MEBIBYTE} MiB for its "
             "checkpoints: delete old runs, or point RUNS_DIR in .env at a larger disk"
         )
+
+
+def memory_free() -> int | None:
+    """Bytes of main memory that are free, within the control group's limit; None where the kernel does not tell."""
+    try:
+        fields = dict(line.split(":", 1) for line in MEMINFO.read_text(encoding="ascii").splitlines() if ":" in line)
+        free = int(fields["MemAvailable"].split()[0]) << 10
+    except (OSError, KeyError, ValueError):
+        return None
+    try:
+        limit = int((CGROUP / "memory.max").read_text()) - int((CGROUP / "memory.current").read_text())
+    except (OSError, ValueError):  # "max", or version 1
+        return free
+    return max(0, min(free, limit))
 
 
 def is_full(directory: Path) -> bool:

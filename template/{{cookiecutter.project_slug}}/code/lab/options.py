@@ -23,7 +23,7 @@ class Option:
     help: str
     aliases: tuple[str, ...] = ()
     takes: str = ONE
-    type: type = str
+    type: Any = str  # makes the value out of a word
     default: str = ""
     const: Any = None  # the value of a MAYBE option given without one
     choices: tuple[str, ...] = ()
@@ -37,6 +37,11 @@ class Option:
 def flag(name: str, help: str) -> Option:
     """An option without a value."""
     return Option(name, help, takes=FLAG)
+
+
+def images(word: str) -> int:
+    """A number of images; -1 for `auto`, as in YOLOv5."""
+    return -1 if word == "auto" else int(word)
 
 
 IMAGE_SIZES = ("--img", "--img-size", "--image-size")
@@ -54,10 +59,15 @@ TRAIN = (
     Option("--weights", "checkpoint to start from; '' starts from scratch", default="the model of lab.yaml"),
     Option("--cfg", "model yaml, such as yolov5n.yaml, to start from scratch or to change the model"),
     Option("--imgsz", "image size in pixels, a multiple of 32", IMAGE_SIZES, type=int, default="from lab.yaml"),
-    Option("--batch-size", "images a step, over all GPUs; -1 fills one GPU", ("--batch",), type=int, default="16"),
+    Option("--batch-size", "images a step, over all GPUs; auto fills them", ("--batch",), type=images, default="16"),
     Option("--epochs", "passes over the training images", type=int, default="100"),
     Option("--hyp", "yaml file of hyper-parameters, such as configs/hyp.small.yaml", default="the engine's own"),
-    Option("--resume", "go on with an interrupted run: its last.pt, or the newest", takes=MAYBE, const=True),
+    Option(
+        "--resume",
+        "go on with an interrupted run: the newest, or the one named",
+        takes=MAYBE,
+        const=True,
+    ),
     DEVICE,
     Option("--nodes", "machines that train together; the same command runs on each", type=int, default="1"),
     Option("--rdzv", "HOST:PORT where they meet: an address of one of them, which becomes node 0"),

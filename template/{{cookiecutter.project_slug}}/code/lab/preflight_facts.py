@@ -191,8 +191,6 @@ def source(project: Project) -> str:
 
 def fingerprint(project: Project, data: str) -> str:
     """The content of the data set `data` in a word, `missing` when it is not here."""
-    if util.find_spec("lab.fingerprint") is None:
-        return "unknown"
     from lab.fingerprint import fingerprint as of  # noqa: PLC0415
 
     try:

@@ -168,10 +168,8 @@ def _find(record: Record, project: Project, dataset: Dataset | None) -> None:
 
 def fingerprint(dataset: Dataset) -> str | None:
     """The data's content in 16 hexadecimal digits; None when a file could not be read."""
-    try:
-        from lab.fingerprint import fingerprint as of  # noqa: PLC0415  reads every label: not before it is needed
-    except ImportError:
-        return None
+    from lab.fingerprint import fingerprint as of  # noqa: PLC0415
+
     try:
         return str(of(dataset))
     except (OSError, LabError):

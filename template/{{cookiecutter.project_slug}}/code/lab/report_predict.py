@@ -200,7 +200,8 @@ def _predict(
     The pictures are linked into a scratch directory under numbers: the engine's text files then name them clearly,
     wherever they lie, and no cache file is written beside the user's data.
     """
-    from lab.tasks import perform, say  # noqa: PLC0415  it imports much, and a report from memory needs none of it
+    from lab.job import say  # noqa: PLC0415
+    from lab.tasks import perform  # noqa: PLC0415  it imports much, and a report from memory needs none of it
 
     say(f"measuring {project.show(weights)} on {len(images)} validation pictures; the next report need not")
     with tempfile.TemporaryDirectory(prefix="lab-report-") as scratch:

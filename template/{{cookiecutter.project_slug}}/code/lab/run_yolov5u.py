@@ -2,37 +2,151 @@
 
 from __future__ import annotations
 
+import os
+import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 sys.path[0] = str(
     Path(__file__).resolve().parents[1]
 )  # a script's own directory comes first; lab/ is no place to import from
-from lab.child import save_checkpoints_whole, serve  # noqa: E402
+from lab.batch import measure_all  # noqa: E402
+from lab.child import save_checkpoints_whole, serve, watch_amp  # noqa: E402
 from lab.limits import processors  # noqa: E402
+from lab.resume import read_checkpoint  # noqa: E402
+
+STEPS = 2  # the optimiser's moments are there from the second one on
+SCALE = 16.0  # of the gradients: small, so that no step is left out for an overflow
 
 
 def work(request: dict[str, Any]) -> None:
     """Do `request["task"]` with `request["arguments"]`, which are ultralytics' own."""
     sys.path.pop(0)
+    narrow(request)
     from ultralytics import YOLO  # noqa: PLC0415
     from ultralytics.utils import torch_utils  # noqa: PLC0415  seconds, and only needed here
 
     save_checkpoints_whole()
     torch_utils.NUM_THREADS = processors()  # it would leave one processor idle, and see the host's in a container
+    tasks: dict[str, Callable[[Any, dict[str, Any]], None]]
     tasks = {"train": train, "val": val, "detect": detect, "export": export, "raw": raw_predictions}
+    tasks |= {"batch": measure_batch, "close": close}
     tasks[request["task"]](YOLO, request)
+
+
+def narrow(request: dict[str, Any]) -> None:
+    """Let CUDA see the wanted GPUs only, numbered from 0, as YOLOv5 does.
+
+    The package leaves CUDA_VISIBLE_DEVICES as it is and counts among what that shows; `--device` was resolved to the
+    driver's numbers (see lab.devices), which are others where host-setup has narrowed the variable.
+    """
+    holders = [(request, "devices"), (request, "on")]
+    holders += [(request.get(name, {}), "device") for name in ("stored", "arguments")]
+    for said, key in holders:
+        numbers = str(said.get(key) or "")
+        if re.fullmatch(r"\d+(,\d+)*", numbers):
+            os.environ["CUDA_VISIBLE_DEVICES"] = numbers
+            if key != "devices":  # there they are also names in the outcome
+                said[key] = ",".join(map(str, range(len(numbers.split(",")))))
 
 
 def train(yolo: Any, request: dict[str, Any]) -> None:
     """Train from `cfg` (weights, if any, are transferred), or from the checkpoint alone; or resume."""
+    from ultralytics.engine import trainer  # noqa: PLC0415
+
+    trainer.check_amp = watch_amp(trainer.check_amp)
     arguments, weights, cfg = request["arguments"], request["weights"], request["cfg"]
-    if "resume" in arguments:
-        yolo(arguments["resume"]).train(**{**arguments, "resume": True})
+    if "stored" in request:
+        _change_options(trainer.BaseTrainer, request["stored"])
+        yolo(arguments["resume"]).train(resume=True)
         return
     arguments["pretrained"] = weights or False
     yolo(cfg or weights, task="detect").train(**arguments)
+
+
+def _change_options(trainer: Any, changed: dict[str, Any]) -> None:
+    """Give a run that goes on other options than its checkpoint holds, also those that the package would ignore."""
+    check_resume = trainer.check_resume
+
+    def checked(self: Any, overrides: dict[str, Any]) -> None:
+        check_resume(self, overrides)
+        for key, value in changed.items():
+            setattr(self.args, key, value)
+
+    trainer.check_resume = checked
+
+
+def close(yolo: Any, request: dict[str, Any]) -> None:
+    """What the package does after the last epoch: strip the checkpoints, plot the curves, measure best.pt."""
+    from ultralytics.utils.plotting import plot_results  # noqa: PLC0415
+    from ultralytics.utils.torch_utils import strip_optimizer  # noqa: PLC0415
+
+    run = Path(request["run"])
+    weights = [run / "weights" / name for name in ("last.pt", "best.pt") if (run / "weights" / name).is_file()]
+    for file in weights:
+        found = read_checkpoint(file)
+        if found is not None and found.epoch >= 0:
+            strip_optimizer(file)
+    if request["plots"] and (run / "results.csv").is_file():
+        plot_results(file=run / "results.csv")
+    places = {"project": str(run.parent), "name": run.name, "exist_ok": True, "plots": request["plots"]}
+    sizes = {"imgsz": request["imgsz"], "batch": request["batch"], "workers": request["workers"]}
+    yolo(str(weights[-1]), task="detect").val(data=request["data"], device=request["on"] or None, **sizes, **places)
+
+
+def measure_batch(yolo: Any, request: dict[str, Any]) -> None:  # noqa: ARG001  the model is built by hand
+    """`--batch auto`: search the largest batch by steps as the package does them, on the worst images it could meet."""
+    import torch  # noqa: PLC0415
+    from ultralytics.cfg import get_cfg  # noqa: PLC0415
+    from ultralytics.nn.tasks import DetectionModel, load_checkpoint  # noqa: PLC0415
+    from ultralytics.utils.checks import check_amp  # noqa: PLC0415
+    from ultralytics.utils.nms import non_max_suppression  # noqa: PLC0415
+    from ultralytics.utils.torch_utils import ModelEMA, autocast, init_seeds  # noqa: PLC0415
+
+    init_seeds(1, deterministic=True)  # as in a training: decides which kernels, and so which workspaces, are used
+    cfg = request["cfg"] or load_checkpoint(request["weights"])[0].yaml
+
+    def worst_step(device: Any, batch: int) -> None:
+        gpu = device.type == "cuda"
+        if gpu:
+            torch.cuda.set_device(device)
+        model = DetectionModel(cfg, nc=request["classes"], verbose=False).to(device)
+        model.args = get_cfg()
+        model = model.to(memory_format=torch.channels_last) if gpu else model
+        amp = watch_amp(check_amp)(model) if gpu else False
+        kind = torch.optim.SGD if request["optimizer"] == "SGD" else torch.optim.AdamW
+        optimizer = kind(model.parameters(), lr=0.01, **({"momentum": 0.9} if kind is torch.optim.SGD else {}))
+        ema, scaler = ModelEMA(model), torch.amp.GradScaler("cuda", init_scale=SCALE, enabled=amp)
+        stride = int(model.stride.max())
+        side = int(request["imgsz"] * 1.5 + stride - 1) // stride * stride
+        side = side if request["multi_scale"] else request["imgsz"]
+        each = request["labels"]
+        labels = {
+            "batch_idx": torch.arange(batch).repeat_interleave(each).float(),
+            "cls": torch.randint(0, request["classes"], (batch * each, 1)).float(),
+            "bboxes": torch.rand(batch * each, 4) * 0.3 + 0.1,
+        }
+        model.train()
+        for _ in range(STEPS):
+            images = torch.rand(batch, 3, side, side).to(device)
+            with autocast(amp, device=device.type):
+                loss, _ = model({"img": images, **{key: value.to(device) for key, value in labels.items()}})
+            scaler.scale(loss.sum()).backward()
+            scaler.unscale_(optimizer)
+            torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm=10.0)
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+            ema.update(model)
+        side = request["imgsz"] + stride
+        judge = ema.ema.half() if amp else ema.ema
+        with torch.no_grad():
+            images = torch.rand(2 * batch, 3, side, side).to(device)
+            non_max_suppression(judge(images.half() if amp else images), 0.001, 0.7, max_det=300)
+
+    measure_all(request, worst_step, torch)
 
 
 def val(yolo: Any, request: dict[str, Any]) -> None:

@@ -18,11 +18,12 @@ import numpy as np
 from lab import demo, limits, upstream
 from lab.errors import FAILED, LabError
 from lab.export_check import TOLERANCE, checkpoint_predictions, gap
+from lab.job import say
 from lab.launch import Interrupted
 from lab.onnx_detect import Array, Detection, decode, infer, iou, letterbox, suppress
 from lab.options import Request
 from lab.project import CODE, Project
-from lab.tasks import perform, say
+from lab.tasks import perform
 
 SIZE = 96  # pixels
 RECIPE = demo.Recipe(images=112, size=SIZE, seed=7, val_share=1 / 7, shapes=(1, 2), radius=(0.16, 0.26), turn=0.1)

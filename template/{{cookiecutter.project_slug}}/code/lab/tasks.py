@@ -8,40 +8,20 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-import yaml
-
 from lab import dataset as data
-from lab import devices, limits, record, rendezvous, stale, tracking, weights
+from lab import devices, limits, plan, record, rendezvous, stale, training, weights
 from lab.engines import ENGINES, Engine, Prepared, left_out
 from lab.errors import LabError
+from lab.job import Job, kept, say
 from lab.launch import Interrupted, run
-from lab.options import TASKS, Request, command_line, parse
+from lab.options import Request, parse
 from lab.project import CODE, Project, open_project
+from lab.resume import REQUEST
 
 STREAMS = ("http:/", "https:/", "rtsp:/", "rtmp:/", "tcp:/", "screen")
-# what may change when a yolov5u run goes on; YOLOv5 itself takes every option from the run
-RESUMABLE = frozenset(
-    ("engine", "imgsz", "batch_size", "device", "workers", "cache", "patience", "save_period", "noval", "noplots")
-)
-
-
-def say(sentence: str) -> None:
-    """A remark on stderr."""
-    print(f"lab: {sentence}", file=sys.stderr, flush=True)
-
-
-@dataclass(frozen=True)
-class Job:
-    """One command under way: where, by which engine, with which options."""
-
-    project: Project
-    engine: Engine
-    request: Request
 
 
 def main(task: str, arguments: Sequence[str]) -> int:
@@ -66,13 +46,17 @@ def perform(request: Request, project: Project, log: IO[str] | None = None) -> P
     if warning:
         say(warning)
     _require_parseable(job)
-    job.engine.refuse(request.task, request.given)
     if request.task == "export":
         from lab.export_check import require_packages  # noqa: PLC0415  OpenCV and numpy
 
         require_packages(request.get("include", []))
     if request.task == "train" and "resume" in request.given:
-        return _resume(job, log)
+        return training.go_on(job, log)
+    # -1 is measured for every engine and any number of GPUs, so the engine never sees it
+    measured = request.task == "train" and request.get("batch_size") == -1
+    job.engine.refuse(
+        request.task, {key: value for key, value in request.given.items() if not measured or key != "batch_size"}
+    )
     dataset = _dataset(job)
     options = _options(job)
     names, cfg = _weights(job)
@@ -86,7 +70,13 @@ def perform(request: Request, project: Project, log: IO[str] | None = None) -> P
             options["data"] = str(data.write_absolute(dataset, place))
         prepared = Prepared(request.task, options, names, cfg, directory)
         begun = time.time()
-        _go(job, prepared, log, dataset)
+        if request.task == "train" and dataset is not None:
+            _tell(plan.sentences(plan.look(job, prepared, dataset)), log)
+            training.train(job, prepared, dataset, log)
+        else:
+            device = str(options.get("device", ""))
+            with kept(job, prepared) as record_of_it, record_of_it.attempt(options.get("batch_size")):
+                run(job.engine.call(prepared, project), project, directory, device, log)
     if request.task == "export" and log is None:
         from lab import export_check  # noqa: PLC0415  OpenCV and numpy
 
@@ -94,45 +84,20 @@ def perform(request: Request, project: Project, log: IO[str] | None = None) -> P
     return None if apart else directory
 
 
-def _go(job: Job, prepared: Prepared, log: IO[str] | None, dataset: data.Dataset | None = None) -> None:
-    device = str(prepared.options.get("device", ""))
-    run_to_log = prepared.run if prepared.task == "train" and log is None else None
-    try:
-        with (
-            _kept(job, prepared, dataset) as kept,
-            kept.attempt(prepared.options.get("batch_size")),
-            tracking.follow(job.project, run_to_log, prepared.options),
-        ):
-            run(job.engine.call(prepared, job.project), job.project, prepared.run, device, log)
-    except Interrupted as stop:
-        last = prepared.run / "weights" / "last.pt" if prepared.run else None
-        if last is not None and last.is_file():
-            engine = "" if job.engine.name == job.project.engine else f" --engine {job.engine.name}"
-            stop.sentence = f"stopped; go on with: lab train{engine} --resume {job.project.show(last)}"
-        raise
-
-
-def _kept(job: Job, prepared: Prepared, dataset: data.Dataset | None) -> AbstractContextManager[record.Record]:
-    """The run's record, kept while it runs."""
-    request = job.request
-    command = ["lab", request.task, "--engine", job.engine.name, *command_line(request.task, request.given)]
-    return record.kept(
-        prepared.run,
-        job.project,
-        command,
-        request.task,
-        job.engine.name,
-        dataset,
-        int(request.get("seed", 0)),
-        job.project.show(Path(prepared.options["resume"])) if "resume" in prepared.options else None,
-    )
+def _tell(lines: list[str], log: IO[str] | None) -> None:
+    """The lines before a training; they go where its output goes."""
+    if log is None:
+        say("before training")
+    print("\n".join(lines), file=log or sys.stderr, flush=True)
 
 
 def _engine(request: Request, project: Project) -> Engine:
     """The engine asked for, else the one that wrote the checkpoint at hand, else the project's."""
     if "engine" in request.given:
         return ENGINES[request.given["engine"]]
-    named = request.get("resume", _first(request.get("weights")))
+    if "resume" in request.given:
+        return ENGINES[training.engine_of(request.given["resume"], project) or project.engine]
+    named = _first(request.get("weights"))
     file = project.find(named) if isinstance(named, str) and named else None
     wrote = weights.engine_of(file) if file is not None and file.suffix == ".pt" else None
     if wrote and wrote != project.engine:
@@ -149,7 +114,7 @@ def _require_parseable(job: Job) -> None:
     batch = job.request.get("batch_size")
     if batch is not None and batch < 1 and not (batch == -1 and job.request.task == "train"):
         raise LabError(
-            f"--batch {batch}: give 1 or more" + (", or -1 to fill the GPU" if job.request.task == "train" else "")
+            f"--batch {batch}: give 1 or more" + (", or auto to fill the GPU" if job.request.task == "train" else "")
         )
 
 
@@ -315,8 +280,11 @@ def _run_directory(job: Job, model: str) -> Iterator[Path | None]:
     directory = _claim(base, str(request.get("name", "exp")), request.get("exist_ok", False))
     try:
         yield directory
+    except Interrupted:
+        raise  # it can go on
     except BaseException:
-        ours = {directory / "data.yaml", *directory.glob("*.txt"), *(directory / name for name in record.FILES)}
+        ours = {directory / "data.yaml", directory / REQUEST, *directory.glob("*.txt")}
+        ours |= {directory / name for name in record.FILES}
         if all(path in ours or (path.is_dir() and not any(path.iterdir())) for path in directory.iterdir()):
             shutil.rmtree(directory, ignore_errors=True)
         raise
@@ -331,66 +299,3 @@ def _claim(base: Path, name: str, exist_ok: bool) -> Path:
             continue
         return directory
     raise AssertionError("itertools.count ends never")
-
-
-def _resume(job: Job, log: IO[str] | None) -> Path:
-    """Go on with an interrupted run, in its own directory."""
-    request, project = job.request, job.project
-    allowed = RESUMABLE if job.engine.name == "yolov5u" else {"engine"}
-    others = [
-        option.name
-        for option in TASKS["train"]
-        if option.key in request.given and option.key not in {"resume", *allowed, *rendezvous.OPTIONS}
-    ]
-    if others:
-        raise LabError(
-            f"--resume takes its options from the run itself: leave out {', '.join(others)}, or start a new run with "
-            "--weights and its last.pt"
-        )
-    last = _last_checkpoint(request.given["resume"], job)
-    weights.require_checkpoint(last, project.show(last))
-    directory = last.parent.parent
-    if last.parent.name != "weights" or not any((directory / name).is_file() for name in ("opt.yaml", "args.yaml")):
-        raise LabError(f"{project.show(last)} lies in no run, so there are no options to go on with: use --weights")
-    wrote = weights.engine_of(last)
-    if wrote and wrote != job.engine.name:
-        raise LabError(f"{project.show(last)} is a run of {wrote}: add --engine {wrote}")
-    limits.require_writable(directory)
-    limits.require_room(directory, "yolov5n")
-    _require_same_place(directory)
-    say(f"going on with {project.show(directory)}")
-    options = {key: value for key, value in request.given.items() if key != "engine"}
-    if "device" in options:
-        options["device"] = devices.resolve(options["device"])
-    _go(job, Prepared("train", {**options, "resume": str(last)}, [str(last)], None, directory), log)
-    return directory
-
-
-def _last_checkpoint(named: Any, job: Job) -> Path:
-    project = job.project
-    if isinstance(named, str):
-        found = project.find(named)
-        if found is None:
-            mend = weights.recent(project).replace("best.pt", "last.pt").replace("--weights", "--resume")
-            raise LabError(f"--resume {named} does not exist: {mend}")
-        found = found / "weights" / "last.pt" if found.is_dir() else found
-        if not found.is_file():
-            raise LabError(f"{project.show(found)} does not exist: that run saved no checkpoint, start it anew")
-        return found
-    checkpoints = sorted(
-        project.runs.glob("train/*/weights/last.pt"), key=lambda file: file.stat().st_mtime, reverse=True
-    )
-    ours = next((file for file in checkpoints if weights.engine_of(file) in (None, job.engine.name)), None)
-    if ours is None:
-        raise LabError(f"there is no run of {job.engine.name} to resume in {project.show(project.runs / 'train')}")
-    return ours
-
-
-def _require_same_place(directory: Path) -> None:
-    """A run stores its data's absolute path; it must still lead somewhere."""
-    for name in ("opt.yaml", "args.yaml"):
-        file = directory / name
-        if file.is_file():
-            stored = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-            if not Path(str(stored.get("data", ""))).is_file():
-                raise LabError(f"{directory}: its data file {stored.get('data')} is gone, so the run cannot go on")

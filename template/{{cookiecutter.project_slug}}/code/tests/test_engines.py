@@ -1,4 +1,6 @@
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -65,6 +67,20 @@ def test_yolov5u_gets_ultralytics_names() -> None:
         "quantize": 16,
         "imgsz": [64, 96],
     }
+
+
+def test_yolov5u_counts_gpus_among_those_it_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,3")
+    monkeypatch.syspath_prepend(str(CODE / "lab"))  # run as a script, it takes its own directory away again
+    from lab.run_yolov5u import narrow
+
+    request: dict[str, Any] = {"task": "train", "arguments": {"device": "3,1"}, "stored": {"device": "3,1"}}
+    narrow(request)
+    assert request == {"task": "train", "arguments": {"device": "0,1"}, "stored": {"device": "0,1"}}
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "3,1"
+    request = {"task": "train", "arguments": {"device": "cpu"}}
+    narrow(request)
+    assert request["arguments"] == {"device": "cpu"}
 
 
 @pytest.mark.parametrize(("task", "key"), [(task, key) for task, keys in LACKS.items() for key in keys])

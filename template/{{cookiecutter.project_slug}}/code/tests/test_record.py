@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from lab import dataset, record, tasks, telemetry
+from lab import dataset, record, tasks, telemetry, training
 from lab.engines import Call
 from lab.errors import FAILED, LabError
 from lab.launch import Interrupted
@@ -185,7 +185,7 @@ def test_training_writes_the_record(project: Project, shapes: Path, monkeypatch:
     def work(call: Call, project: Project, directory: Path, *more: Any) -> None:
         (directory / "results.csv").write_text("epoch\n", encoding="utf-8")
 
-    monkeypatch.setattr(tasks, "run", work)
+    monkeypatch.setattr(training, "run", work)
     words = [
         "--engine",
         "yolov5u",
@@ -214,7 +214,7 @@ def test_a_run_that_fails_at_once_leaves_no_directory(
     def fail(*_: Any) -> None:
         raise LabError("no", FAILED)
 
-    monkeypatch.setattr(tasks, "run", fail)
+    monkeypatch.setattr(training, "run", fail)
     with pytest.raises(LabError):
         tasks.perform(parse("train", ["--engine", "yolov5u", "--weights", "", "--cfg", "yolov5n.yaml"]), project)
     assert list((project.runs / "train").iterdir()) == []
