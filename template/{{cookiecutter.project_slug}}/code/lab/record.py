@@ -120,6 +120,9 @@ def kept(  # a run has so many sides
     run goes on with its record.
     """
     before = read(directory) if directory is not None and resumed_from else {}
+    for one in before.get("attempts", []):
+        if one.get("status") == "running":  # nobody was left to say how it ended
+            one.update(status="failed", reason="killed")
     begin: Said = {
         "lab": 1,
         "command": command,
