@@ -110,6 +110,7 @@ def test_a_killed_run_goes_on(engine: str, project: Project, shapes: Path, words
     assert not list((run / "weights").glob(".*"))
 
 
+@pytest.mark.long
 def test_memory_that_runs_out_after_an_epoch_costs_no_finished_epoch(
     engine: str, project: Project, shapes: Path
 ) -> None:
@@ -123,6 +124,7 @@ def test_memory_that_runs_out_after_an_epoch_costs_no_finished_epoch(
     assert [attempt["batch"] for attempt in asked.attempts] == [8, 4]
 
 
+@pytest.mark.long
 def test_the_worst_step_of_batch_auto_runs(engine: str, project: Project, tmp_path: Path) -> None:
     result = tmp_path / "batch.json"
     cfg = "yolov5n.yaml" if engine == "yolov5u" else str(project.upstream / "models" / "yolov5n.yaml")
