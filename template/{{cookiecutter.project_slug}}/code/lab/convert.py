@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
@@ -66,7 +67,7 @@ def convert(
                 out.rmdir()
             fresh.rename(out)
             (out.parent / out.name).chmod(0o755)
-    except (KeyError, TypeError, IndexError) as error:
+    except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
         raise LabError(f"{source} is not of the format {form}: {type(error).__name__} {error}") from error
     except OSError as error:
         raise LabError(f"{error.filename or out} cannot be written ({error.strerror})", FAILED) from error
@@ -79,7 +80,8 @@ class _Shelf:
     def __init__(self, places: list[Path], names: list[str]) -> None:
         self.places = places
         self.numbers = {name: number for number, name in enumerate(names)}
-        self.by_name: dict[str, Path] | None = None
+        self.by_name: dict[str, Path | None] | None = None
+        self.used: dict[Path, str] = {}  # picture on the disk: the name under which it was annotated
         self.taken: dict[str, str] = {}  # label file of the new data set: the picture it belongs to
 
     def take(self, drawn: Drawn, out: Path, done: Converted) -> None:
@@ -88,6 +90,9 @@ class _Shelf:
         if picture is None:
             done.missing.append(drawn.name)
             return
+        other = self.used.setdefault(picture, drawn.name)
+        if other != drawn.name:  # found by its name alone: one of the two would get the other's boxes
+            raise LabError(f"{other} and {drawn.name} are annotated, but only {picture} is here: bring the other too")
         width, height = drawn.width, drawn.height
         if not width or not height:
             width, height = _size(picture)
@@ -126,16 +131,19 @@ class _Shelf:
             for directory, _, files in os.walk(self.places[0]):
                 for file in files:
                     if Path(file).suffix.lower() in IMAGES:
-                        self.by_name[file] = self.by_name[Path(file).stem] = Path(directory, file)
+                        for key in (file, Path(file).stem):  # of two with one name, neither is meant for sure
+                            self.by_name[key] = None if key in self.by_name else Path(directory, file)
         return self.by_name.get(tail.name) or self.by_name.get(UPLOADED.sub("", tail.name))
 
 
 def _row(number: int, corners: tuple[float, float, float, float], width: float, height: float) -> str:
-    """A line of a label file, clipped to the picture; "" when nothing of the box is inside."""
+    """A line of a label file, clipped to the picture; "" when nothing of the box is inside, or a number is none."""
+    if not all(map(math.isfinite, (*corners, width, height))):
+        return ""
     left, right = (min(max(x / width, 0.0), 1.0) for x in (corners[0], corners[2]))
     top, bottom = (min(max(y / height, 0.0), 1.0) for y in (corners[1], corners[3]))
     w, h = round(right - left, 6), round(bottom - top, 6)
-    if w <= 0 or h <= 0:
+    if not (w > 0 and h > 0):  # nor when a number is none
         return ""
     return f"{number} {(left + right) / 2:.6f} {(top + bottom) / 2:.6f} {w:.6f} {h:.6f}\n"
 

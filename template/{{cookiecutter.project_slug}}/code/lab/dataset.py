@@ -196,7 +196,7 @@ def _names(said: dict[str, Any], file: Path) -> dict[int, str]:
     if sorted(names, key=str) != sorted(range(len(names)), key=str):
         raise LabError(f"{file}: names must be numbered 0 to {len(names) - 1} without a gap")
     unclear = next(
-        (name for name in names.values() if not isinstance(name, (str, int, float)) or name in (True, False)), ""
+        (name for name in names.values() if not isinstance(name, (str, int, float)) or isinstance(name, bool)), ""
     )
     if unclear != "":
         raise LabError(f"{file}: yaml reads one of the names as {unclear!r}: put it in quotes, such as 'yes'")
@@ -262,7 +262,12 @@ def write_absolute(dataset: Dataset, directory: Path) -> Path:
     """
     said: dict[str, Any] = {}
     for split, sources in dataset.sources.items():
-        paths = [str(_absolute_list(source, directory) if source.suffix == ".txt" else source) for source in sources]
+        # a name for each copy: train/files.txt and val/files.txt must not become one
+        copies = [directory / f"{split}-{number}-{source.name}" for number, source in enumerate(sources)]
+        paths = [
+            str(_absolute_list(source, copy) if source.suffix == ".txt" else source)
+            for source, copy in zip(sources, copies, strict=True)
+        ]
         said[split] = paths if len(paths) > 1 else paths[0]
     said["names"] = dataset.names
     file = directory / "data.yaml"
@@ -273,11 +278,10 @@ def write_absolute(dataset: Dataset, directory: Path) -> Path:
     return file
 
 
-def _absolute_list(source: Path, directory: Path) -> Path:
+def _absolute_list(source: Path, copy: Path) -> Path:
     lines = source.read_text(encoding="utf-8", errors="replace").split()
     if all(line.startswith(("/", "./")) for line in lines):
         return source
-    copy = directory / source.name
     copy.write_text("".join(f"{image}\n" for image in listed(source)), encoding="utf-8")
     return copy
 

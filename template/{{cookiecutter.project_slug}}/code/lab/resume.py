@@ -100,14 +100,21 @@ class Checkpoint:
 
 
 def read_checkpoint(file: Path) -> Checkpoint | None:
-    """The checkpoint in `file`; None when it is absent, cut short or damaged. Nothing is unpickled."""
+    """The checkpoint in `file`; None when it is absent, cut short or damaged. Nothing is unpickled.
+
+    Raises LabError when it cannot be read: a disk that is away for a moment must not cost the run.
+    """
     try:
         with zipfile.ZipFile(file) as archive:
             if archive.testzip() is not None:
                 return None
             name = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
             epoch = _epoch(archive.read(name))
-    except (OSError, StopIteration, zipfile.BadZipFile, EOFError, ValueError):
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise LabError(f"{file} cannot be read ({error.strerror}): nothing was changed, mend that first") from error
+    except (StopIteration, zipfile.BadZipFile, EOFError, ValueError):
         return None
     return None if epoch is None else Checkpoint(file, epoch)
 
@@ -160,8 +167,8 @@ def prepare(standing: Standing) -> Path | None:
     sweep(standing.directory)
     mend_results(standing.directory / "results.csv", standing.epochs)
     if standing.checkpoint is None:
-        for file in standing.torn:
-            file.unlink(missing_ok=True)
+        for file in standing.torn:  # somebody may know how to save them
+            file.replace(file.with_name(f"{file.name}.damaged"))
         return None
     last, source = weights / LAST, standing.checkpoint.file
     if source.name == PREVIOUS:

@@ -159,12 +159,14 @@ def _ours(file: Path) -> bool:
 def _write(file: Path, text: str, lists: dict[str, str], force: bool) -> None:
     there = [path for name in SPLITS if (path := file.with_name(f"{name}.txt")).exists()]
     again = file.is_file() and _ours(file)
+    if not again and not force and file.is_file():
+        there = [*there, file]
     if there and not again and not force:
         raise LabError(f"{there[0]} exists already: add --force to replace it, or name another directory with --out")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         for path in there:
-            path.unlink()
+            path.unlink(missing_ok=True)
         for name, lines in lists.items():
             file.with_name(f"{name}.txt").write_text(lines, encoding="utf-8")
         file.write_text(text, encoding="utf-8")

@@ -186,8 +186,9 @@ def _call(job: Job, start: Start) -> Call:
             prepared, options={"resume": str(start.checkpoint)}, weights=[str(start.checkpoint)], cfg=None
         )
         call = job.engine.call(going_on, job.project)
-        device = {"device": prepared.options["device"]} if "device" in prepared.options else {}
-        stored = _stored(job.engine.name, {**device, **(start.changed or {})}) | _places(_directory(prepared))
+        # all that may differ from what the checkpoint says: this run may have been lengthened before it was stopped
+        known = {key: prepared.options[key] for key in resume.HONOURED if key in prepared.options}
+        stored = _stored(job.engine.name, {**known, **(start.changed or {})}) | _places(_directory(prepared))
         call = replace(call, payload={**call.payload, "stored": stored})
     # a process for each GPU, for both engines: yolov5u's own way needs a package that is not in the image, and begins
     # by deleting the run's directory
@@ -252,6 +253,11 @@ def _go_on(job: Job, directory: Path, given: dict[str, Any], log: IO[str] | None
             _close(job, prepared, log)
         resume.write_asked(directory, replace(asked, done=True))
         return
+    if standing.torn and standing.checkpoint is None:
+        raise LabError(
+            f"{name} has no checkpoint that is whole ({job.project.show(standing.torn[0])} is damaged), and nothing was"
+            " changed: start a new run"
+        )
     last = resume.prepare(standing)
     for file in standing.torn:
         how = f"so it goes on from {standing.checkpoint.file.name}" if standing.checkpoint else "and there is no other"

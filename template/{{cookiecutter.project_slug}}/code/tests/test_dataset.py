@@ -119,3 +119,25 @@ def test_entries_go_through_directories_links_and_lists(project: Project, tmp_pa
 def test_names_that_yaml_reads_otherwise(project: Project, tmp_path: Path, names: str) -> None:
     with pytest.raises(LabError, match="put it in quotes"):
         dataset.open_dataset(str(make(tmp_path / "set", names)), project)
+
+
+def test_lists_of_one_name_stay_apart(project: Project, tmp_path: Path) -> None:
+    file = make(tmp_path / "set")
+    for split in ("train", "val"):
+        (tmp_path / "set" / split).mkdir()
+        (tmp_path / "set" / split / "files.txt").write_text(f"../images/{split}/1.jpg\n", encoding="utf-8")
+    file.write_text("train: train/files.txt\nval: val/files.txt\nnames: [a]\n", encoding="utf-8")
+    found = dataset.open_dataset(str(file), project)
+    written = dataset.open_dataset(str(dataset.write_absolute(found, tmp_path)), project)
+    for split in ("train", "val"):
+        assert list(written.images(split)) == list(found.images(split))
+        assert f"images/{split}/" in str(next(written.images(split)))
+
+
+def test_names_that_are_numbers(project: Project, tmp_path: Path) -> None:
+    file = make(tmp_path / "set")
+    file.write_text("train: images/train\nval: images/val\nnames: [0, 1, 2]\n", encoding="utf-8")
+    assert dataset.open_dataset(str(file), project).names == {0: "0", 1: "1", 2: "2"}
+    file.write_text("train: images/train\nval: images/val\nnames: [yes, no]\n", encoding="utf-8")
+    with pytest.raises(LabError, match="in quotes"):
+        dataset.open_dataset(str(file), project)

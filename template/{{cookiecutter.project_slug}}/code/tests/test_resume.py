@@ -408,3 +408,32 @@ def test_out_of_memory_is_recognised(error: Exception, memory: bool) -> None:
     assert child._for_memory(error, request) is memory
     if memory:
         assert "memory does not suffice" in str(child.explain(error, request))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_a_checkpoint_that_cannot_be_read_is_no_damaged_one(tmp_path: Path) -> None:
+    file = tmp_path / "weights" / "last.pt"
+    file.parent.mkdir()
+    file.write_bytes(b"sound")
+    file.chmod(0)
+    with pytest.raises(LabError, match="nothing was changed"):
+        resume.look(tmp_path)
+
+
+def test_an_error_of_the_disk_is_no_damaged_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(*_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(resume.zipfile, "ZipFile", gone)
+    with pytest.raises(LabError, match="nothing was changed"):
+        resume.read_checkpoint(tmp_path / "last.pt")
+
+
+def test_damaged_checkpoints_are_set_aside_not_deleted(tmp_path: Path) -> None:
+    file = tmp_path / "weights" / "last.pt"
+    file.parent.mkdir()
+    file.write_bytes(b"junk")
+    standing = resume.look(tmp_path)
+    assert standing.torn == (file,)
+    assert resume.prepare(standing) is None
+    assert (tmp_path / "weights" / "last.pt.damaged").read_bytes() == b"junk"
