@@ -84,7 +84,9 @@ MOMENTS: dict[str, Callable[[Path], bool]] = {
 }
 
 
-@pytest.mark.parametrize("words", MOMENTS)
+@pytest.mark.parametrize(
+    "words", [pytest.param(words, marks=[] if words.startswith("after") else pytest.mark.long) for words in MOMENTS]
+)
 def test_a_killed_run_goes_on(engine: str, project: Project, shapes: Path, words: str) -> None:
     run, until = project.runs / "train" / "exp", time.monotonic() + 240
     running = subprocess.Popen(
