@@ -26,7 +26,7 @@ from lab.devices import no_gpu
 from lab.doctor_torch import CLOSE_HALF, NO_AMP
 from lab.errors import FAILED, INTERRUPTED, OUT_OF_MEMORY, LabError
 from lab.limits import is_full
-from lab.resume import LAST, PREVIOUS
+from lab.resume import LAST, PREVIOUS, read_checkpoint
 
 PR_SET_PDEATHSIG = 1
 KERNEL_LIMIT = 60.0  # seconds; loading CUDA's libraries from a slow disk takes some of them
@@ -366,3 +366,21 @@ CAUSES: tuple[tuple[tuple[str, ...], str], ...] = (
         "the checkpoint cannot be read, or belongs to another model: it may be cut short; use another one",
     ),
 )
+
+
+def finished_weights(
+    request: dict[str, Any], strip_optimizer: Callable[[Path], object], plot_results: Callable[..., object]
+) -> Path:
+    """What both engines do with a run after its last epoch: strip the checkpoints, plot the curves.
+
+    The two functions are the engine's own. Returns the weights to measure: best.pt, or last.pt without one.
+    """
+    run = Path(request["run"])
+    weights = [run / "weights" / name for name in ("last.pt", "best.pt") if (run / "weights" / name).is_file()]
+    for file in weights:
+        found = read_checkpoint(file)
+        if found is not None and found.epoch >= 0:
+            strip_optimizer(file)
+    if request["plots"] and (run / "results.csv").is_file():
+        plot_results(file=run / "results.csv")
+    return weights[-1]

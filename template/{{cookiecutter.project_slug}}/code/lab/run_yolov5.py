@@ -14,9 +14,9 @@ sys.path[0] = str(
     Path(__file__).resolve().parents[1]
 )  # a script's own directory comes first; lab/ is no place to import from
 from lab.batch import measure_all  # noqa: E402
-from lab.child import save_checkpoints_whole, serve, watch_amp  # noqa: E402
+from lab.child import finished_weights, save_checkpoints_whole, serve, watch_amp  # noqa: E402
 from lab.errors import FAILED, LabError  # noqa: E402
-from lab.resume import best_so_far, read_checkpoint  # noqa: E402
+from lab.resume import best_so_far  # noqa: E402
 
 STEPS = 2  # the optimiser's moments are there from the second one on
 SCALE = 16.0  # of the gradients: small, so that no step is left out for an overflow
@@ -128,15 +128,9 @@ def close(request: dict[str, Any]) -> None:
     from utils.plots import plot_results  # noqa: PLC0415
 
     run = Path(request["run"])
-    weights = [run / "weights" / name for name in ("last.pt", "best.pt") if (run / "weights" / name).is_file()]
-    for file in weights:
-        found = read_checkpoint(file)
-        if found is not None and found.epoch >= 0:
-            strip_optimizer(file)
-    if request["plots"] and (run / "results.csv").is_file():
-        plot_results(file=run / "results.csv")
+    weights = finished_weights(request, strip_optimizer, plot_results)
     script = str(Path(request["upstream"]) / "val.py")
-    words = {"weights": weights[-1], "data": request["data"], "img": request["imgsz"], "batch-size": request["batch"]}
+    words = {"weights": weights, "data": request["data"], "img": request["imgsz"], "batch-size": request["batch"]}
     words |= {"workers": request["workers"], "device": request["on"], "project": run.parent, "name": run.name}
     sys.argv = [script, *(str(word) for pair in words.items() for word in (f"--{pair[0]}", pair[1])), "--exist-ok"]
     runpy.run_path(script, run_name="__main__")

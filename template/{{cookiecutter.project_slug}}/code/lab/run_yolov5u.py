@@ -13,9 +13,8 @@ sys.path[0] = str(
     Path(__file__).resolve().parents[1]
 )  # a script's own directory comes first; lab/ is no place to import from
 from lab.batch import measure_all  # noqa: E402
-from lab.child import save_checkpoints_whole, serve, watch_amp  # noqa: E402
+from lab.child import finished_weights, save_checkpoints_whole, serve, watch_amp  # noqa: E402
 from lab.limits import processors  # noqa: E402
-from lab.resume import read_checkpoint  # noqa: E402
 
 STEPS = 2  # the optimiser's moments are there from the second one on
 SCALE = 16.0  # of the gradients: small, so that no step is left out for an overflow
@@ -84,16 +83,10 @@ def close(yolo: Any, request: dict[str, Any]) -> None:
     from ultralytics.utils.torch_utils import strip_optimizer  # noqa: PLC0415
 
     run = Path(request["run"])
-    weights = [run / "weights" / name for name in ("last.pt", "best.pt") if (run / "weights" / name).is_file()]
-    for file in weights:
-        found = read_checkpoint(file)
-        if found is not None and found.epoch >= 0:
-            strip_optimizer(file)
-    if request["plots"] and (run / "results.csv").is_file():
-        plot_results(file=run / "results.csv")
+    weights = finished_weights(request, strip_optimizer, plot_results)
     places = {"project": str(run.parent), "name": run.name, "exist_ok": True, "plots": request["plots"]}
     sizes = {"imgsz": request["imgsz"], "batch": request["batch"], "workers": request["workers"]}
-    yolo(str(weights[-1]), task="detect").val(data=request["data"], device=request["on"] or None, **sizes, **places)
+    yolo(str(weights), task="detect").val(data=request["data"], device=request["on"] or None, **sizes, **places)
 
 
 def measure_batch(yolo: Any, request: dict[str, Any]) -> None:  # noqa: ARG001  the model is built by hand

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lab import demo
+from lab import demo, devices, upstream
 from lab.project import Project, open_project
 
 LAB_YAML = "engine: yolov5\nmodel: yolov5n\nimage_size: 96\ndata: data/demo/data.yaml\n"
@@ -39,3 +39,16 @@ def shapes(project: Project) -> Path:
     """The yaml file of a tiny demo data set in `project`."""
     demo.make(demo.Recipe(images=12, size=96, shapes=(1, 2), radius=(0.16, 0.26)), project.root / "data" / "demo")
     return project.root / "data" / "demo" / "data.yaml"
+
+
+@pytest.fixture
+def ready(project: Project, shapes: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Project:
+    """A project with demo data, YOLOv5's source (its model yaml at least) and no GPU."""
+    place = tmp_path / "code" / "yolov5"
+    (place / "models").mkdir(parents=True)
+    (place / "models" / "yolov5n.yaml").write_text("nc: 80\n", encoding="utf-8")
+    (place / upstream.PINNED).write_text("", encoding="utf-8")
+    monkeypatch.setattr(Project, "upstream", property(lambda _: place))
+    monkeypatch.setattr(upstream, "changed", lambda _: [])
+    monkeypatch.setattr(devices, "DEV", tmp_path / "dev")
+    return project

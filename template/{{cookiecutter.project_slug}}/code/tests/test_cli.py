@@ -8,21 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from lab import cli, devices, upstream
+from lab import cli
 from lab.project import CODE, Project
-
-
-@pytest.fixture
-def ready(project: Project, shapes: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Project:
-    """A project with demo data, YOLOv5's source (its model yaml at least) and no GPU."""
-    place = tmp_path / "code" / "yolov5"
-    (place / "models").mkdir(parents=True)
-    (place / "models" / "yolov5n.yaml").write_text("nc: 80\n", encoding="utf-8")
-    (place / upstream.PINNED).write_text("", encoding="utf-8")
-    monkeypatch.setattr(Project, "upstream", property(lambda _: place))
-    monkeypatch.setattr(upstream, "changed", lambda _: [])
-    monkeypatch.setattr(devices, "DEV", tmp_path)
-    return project
 
 
 @pytest.mark.parametrize(

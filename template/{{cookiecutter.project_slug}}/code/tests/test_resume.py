@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from lab import child, cli, dataset, devices, limits, resume, training, upstream
+from lab import child, cli, dataset, limits, resume, training
 from lab.engines import Call
 from lab.errors import FAILED, OUT_OF_MEMORY, LabError
 from lab.launch import Interrupted
@@ -38,18 +38,6 @@ def write_checkpoint(file: Path, epoch: int, engine: str = "yolov5") -> Path:
 
 def tear(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:-900])
-
-
-@pytest.fixture
-def ready(project: Project, shapes: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Project:
-    place = tmp_path / "code" / "yolov5"
-    (place / "models").mkdir(parents=True)
-    (place / "models" / "yolov5n.yaml").write_text("nc: 80\n", encoding="utf-8")
-    (place / upstream.PINNED).write_text("", encoding="utf-8")
-    monkeypatch.setattr(Project, "upstream", property(lambda _: place))
-    monkeypatch.setattr(upstream, "changed", lambda _: [])
-    monkeypatch.setattr(devices, "DEV", tmp_path / "dev")
-    return project
 
 
 class Children:
