@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lab import devices, launch, limits, muster, preflight_facts
+from lab import dataset, devices, launch, limits, muster, preflight_facts
 from lab.doctor_facts import ask_smi
 from lab.engines import Call
 from lab.errors import FAILED, INTERRUPTED, LabError
@@ -65,9 +65,14 @@ def preflight_gpus() -> list[str]:
 
 
 def main(project: Project, meeting: Meeting, planned: Plan) -> int:
-    """Check and print; returns 0 when all is well, 1 when a node differs. Raises LabError when not all ranks met."""
+    """Check and print; returns 0 when all is well, 1 when a node differs.
+
+    Raises LabError when not all ranks met, and on a single node for data that was named and cannot be opened.
+    """
     facts = preflight_facts.of_node(project, planned.data) | {"launch": f"{meeting.nodes} x {planned.ranks}"}
     if meeting.nodes == 1:
+        if planned.data != project.data:  # several nodes are compared first: one may lack what the others have
+            dataset.open_dataset(planned.data, project)
         nodes = [muster.Node(0, muster.own_name(), facts)]
         return _judge(nodes, _measure(project, meeting, planned, None), planned, True)
     _say(f"waiting for {meeting.nodes} nodes at {meeting.endpoint}, {planned.limit:.0f} s at most")

@@ -42,6 +42,7 @@ from lab.project import CODE, Project
         ("data demo --size 64", "--force"),
         ("data demo --out .", "did not make"),
         ("data check nope.yaml", "nope.yaml does not exist"),
+        ("preflight --device cpu --data nope.yaml", "nope.yaml does not exist"),
         ("nonsense", "nonsense"),
         ("data demo --nonsense", "--nonsense"),
     ],
