@@ -199,7 +199,8 @@ class _Hub:
         return True
 
     def _missing(self, unnumbered: int) -> str:
-        here = [str(node) if node.rank >= 0 else node.name for node in self.nodes.values()]
+        arrived = sorted(self.nodes.values(), key=lambda node: (node.rank < 0, node.rank, node.name))
+        here = [str(node) if node.rank >= 0 else node.name for node in arrived]
         gone = [rank for rank in range(self.meeting.nodes) if rank not in self.wires]
         count = len(gone) - unnumbered
         if unnumbered:
