@@ -13,11 +13,13 @@ from typing import Any
 
 import pytest
 
-from lab import child, cli, dataset, limits, resume, training
+from lab import child, cli, dataset, limits, record, report_run, resume, training
 from lab.engines import Call
 from lab.errors import FAILED, OUT_OF_MEMORY, LabError
 from lab.launch import Interrupted
+from lab.options import parse
 from lab.project import Project
+from lab.report_page import command
 from lab.resume import LAST, PREVIOUS, Asked
 
 YOLOV5_CSV = "               epoch,      train/box_loss,               x/lr0\n"
@@ -255,6 +257,25 @@ def test_a_finished_run_is_trained_longer(
     found = resume.read_checkpoint(directory / "weights" / LAST)
     assert found is not None
     assert found.epoch == 5
+
+
+def test_a_lengthened_run_is_repeated_by_its_last_options(
+    ready: Project, shapes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start(monkeypatch, Interrupted())
+    assert cli.main([*NEW, "--data", str(shapes), "--img", "64", "--epochs", "2", "--seed", "3"]) == 130
+    directory = ready.runs / "train" / "exp"
+    said = record.read(directory)
+    assert said["data"]["file"] == ready.show(shapes)
+    write_checkpoint(directory / "weights" / LAST, 0)
+    start(monkeypatch)
+    assert cli.main(["train", "--resume", str(directory), "--epochs", "5", "--workers", "0"]) == 0
+    again = record.read(directory)
+    assert again["data"]["file"] == ready.show(shapes)
+    options = parse("train", again["command"][2:]).given
+    assert options == {**parse("train", said["command"][2:]).given, "epochs": 5}
+    assert "--epochs 5" in command(report_run.read(directory, ready))
+    assert f"--data {shapes}" in command(report_run.read(directory, ready))
 
 
 def test_a_run_of_another_lab_is_understood(ready: Project, monkeypatch: pytest.MonkeyPatch) -> None:
