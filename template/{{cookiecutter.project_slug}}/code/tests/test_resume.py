@@ -140,6 +140,29 @@ def test_results_lose_what_the_checkpoint_does_not_know(tmp_path: Path, header: 
     resume.mend_results(file, 2)
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{head}   0, 1, 1\n   1, 1, 1\n   2, 1,", "results.csv was cut: epoch 3 of the 3 in the checkpoint"),
+        ("{head}   0, 1, 1\n", "results.csv was cut: 2 epochs, 2 the first, of the 3 in the checkpoint"),
+        ("   epo", "results.csv was cut: 3 epochs, 1 the first, of the 3 in the checkpoint"),
+        (None, "results.csv was cut: 3 epochs"),
+        ("{head}   0, 1, 1\n   1, 1, 1\n   2, 1, 1\n   3, 1,", None),  # of an epoch that is done again
+    ],
+)
+def test_lines_that_results_have_lost_are_said(
+    ready: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], text: str, words: str | None
+) -> None:
+    directory = run_of(ready)
+    write_checkpoint(directory / "weights" / LAST, 2)
+    if text is not None:
+        (directory / "results.csv").write_text(text.format(head=YOLOV5_CSV), encoding="utf-8")
+    start(monkeypatch)
+    assert cli.main(["train", "--resume", "--workers", "0"]) == 0
+    said = capsys.readouterr().err
+    assert words in said if words else "was cut" not in said
+
+
 def test_early_stopping_counts_on_from_the_best_epoch(tmp_path: Path) -> None:
     file = tmp_path / "results.csv"
     assert resume.best_so_far(file) is None
