@@ -228,6 +228,30 @@ def test_options_that_may_differ_are_not_compared() -> None:
     assert preflight_facts._common(words.split()) == "--epochs 3 --batch-size 8 --cache ram"
 
 
+def test_data_that_no_node_has_is_refused_by_each(project: Project, port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight, "_measure", lambda *_: {})  # torch
+    ends: dict[tuple[str, int], Any] = {}
+
+    def node(data: str, rank: int) -> None:
+        planned = preflight.plan(project, data, "cpu", 1, 20)
+        try:
+            ends[data, rank] = preflight.main(project, Meeting(2, "127.0.0.1", port, rank), planned)
+        except LabError as error:
+            ends[data, rank] = error.status, error.sentence
+
+    for data in ("nope.yaml", ""):
+        threads = [threading.Thread(target=node, args=(data, rank)) for rank in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+    assert ends["", 0] == ends["", 1] == 0  # nobody named any, and there is none yet
+    for rank in range(2):
+        status, sentence = ends["nope.yaml", rank]
+        assert status == 2
+        assert "nope.yaml does not exist" in sentence
+
+
 def test_facts_of_this_machine(project: Project) -> None:
     facts = preflight_facts.of_node(project, "data/none.yaml")
     assert facts["engine"] in (preflight_facts.MISSING, "5081342f")
