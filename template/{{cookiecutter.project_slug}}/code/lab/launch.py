@@ -94,7 +94,8 @@ def run_here(
 def _command(call: Call, scratch: Path) -> list[str]:
     words = [str(call.script), str(scratch / "request.json")]
     if call.processes > 1 or call.meeting.nodes > 1:
-        words = [str(CODE / "lab" / "run_ranks.py"), *call.meeting.torchrun(call.processes), *words]
+        logs = ["--log-dir", str(scratch / "ranks")]  # torchrun makes a directory in /tmp otherwise, and leaves it
+        words = [str(CODE / "lab" / "run_ranks.py"), *logs, *call.meeting.torchrun(call.processes), *words]
     return [sys.executable, *words]
 
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -250,6 +254,22 @@ def test_data_that_no_node_has_is_refused_by_each(project: Project, port: int, m
         status, sentence = ends["nope.yaml", rank]
         assert status == 2
         assert "nope.yaml does not exist" in sentence
+
+
+@pytest.mark.container
+def test_ranks_leave_nothing_in_tmp(project: Project, tmp_path: Path) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    done = subprocess.run(
+        [sys.executable, "-m", "lab", "preflight", "--device", "cpu", "--ranks", "2"],
+        env={**os.environ, "PYTHONPATH": str(CODE), "TMPDIR": str(scratch)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 ranks on 1 node may start" in done.stderr
+    assert list(scratch.iterdir()) == []
 
 
 def test_facts_of_this_machine(project: Project) -> None:
