@@ -31,8 +31,8 @@ class Draws:
     share: Any  # float64 (L): how much of the picture the layer is; 1 without mixup
     gain: Any  # float64 (B, 3): of hue, saturation and value; 1 leaves them
     flip: Any  # bool (B, 2): up-down, left-right
-    # float64 (L): the zoom that was drawn. Both engines drop a box that shrank by more than it, and shear and perspective
-    # hide it in the matrix; None: the root of the matrix' determinant, the same without them
+    # float64 (L): the zoom that was drawn. What is left of a box is judged by it, and shear and perspective hide it in
+    # the matrix; None: the root of the matrix' determinant, the same without them
     scale: Any = None
 
     def __len__(self) -> int:

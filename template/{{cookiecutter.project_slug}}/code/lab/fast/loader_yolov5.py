@@ -12,7 +12,7 @@ import os
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -29,9 +29,9 @@ RING_BATCHES = 8
 def install(speed: Mapping[str, Any]) -> None:
     """Have YOLOv5, whose source is on sys.path, read images as `speed` says; before its train.py or val.py runs.
 
-    {"data": "plain" | "store" | "device", "stores": {"train": directory or None, "val": …}, "partners": "all" | "ring"}.
-    "train" holds images as resized for training, "val" for measuring. "all" partners of a mosaic are YOLOv5's own; a
-    ring of the last images reads each from the disk once. Raises what `open_store` raises.
+    `speed`: "data" (plain, store or device), "stores" (of "train" and "val": a directory, or None; images as resized
+    for training, and for measuring), "partners" (of a mosaic: "all" is YOLOv5's own; a "ring" of the last images reads
+    each from the disk once). Raises what `open_store` raises.
     """
     if speed["data"] == "plain":
         return
@@ -46,10 +46,10 @@ def install(speed: Mapping[str, Any]) -> None:
 def opened(place: Any) -> Store:
     """The store in a directory; a store that is open already stays as it is."""
     if not isinstance(place, (str, Path)):
-        return place  # type: ignore[no-any-return]
+        return cast(Store, place)
     from lab.fast.store_files import open_store  # noqa: PLC0415
 
-    return open_store(place)
+    return cast(Store, open_store(place))
 
 
 class Batch(list[Any]):
@@ -159,7 +159,7 @@ def _sizes(store: Store, rows: Any, shapes: Any, side: int) -> tuple[Any, Any]:
 
 
 def _room(count: int, side: int) -> Any:
-    """An uint8 tensor (count, 3, side, side), not cleared; in a worker in shared memory, or it would be copied there."""
+    """An uint8 tensor (count, 3, side, side), not cleared; a worker's in shared memory: it would be copied there."""
     import torch  # noqa: PLC0415
 
     shape = (count, 3, side, side)

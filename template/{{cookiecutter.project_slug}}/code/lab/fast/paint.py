@@ -37,7 +37,7 @@ class Painter:
         for picture in range(len(draws)):
             begin, end = int(layers[picture]), int(layers[picture + 1])
             if end - begin == 1:
-                area, pixels = self._layer(draws, begin, int(tiles[begin]), int(tiles[begin + 1]), image, "layer")
+                area, pixels = self._layer(draws, begin, int(tiles[begin]), int(tiles[begin + 1]), image)
             else:
                 area, pixels = self._blend(draws, range(begin, end), tiles, image)
             table = tables[picture] if (draws.gain[picture] != 1).any() else None
@@ -52,9 +52,9 @@ class Painter:
         return held[:size].reshape(height, width, channels)
 
     def _layer(
-        self, draws: Draws, layer: int, first: int, last: int, image: Callable[[int], Any], name: str
+        self, draws: Draws, layer: int, first: int, last: int, image: Callable[[int], Any]
     ) -> tuple[Rectangle, Any]:
-        """The part of the picture that the tiles first … last - 1 of a layer cover, and its pixels: B, G, R, anything."""
+        """What the tiles first … last - 1 of a layer cover of the picture, and its pixels: B, G, R, anything."""
         matrix, side = draws.matrix[layer], draws.side
         places, shifts = draws.place[first:last].tolist(), draws.shift[first:last].tolist()
         width, height = draws.canvas[layer].tolist()
@@ -64,8 +64,8 @@ class Painter:
             return (0, 0, 0, 0), None
         canvas = self._room("canvas", y2 - y1, x2 - x1, 4)
         visible = [(max(a, x1), max(b, y1), min(c, x2), min(d, y2)) for a, b, c, d in places]
-        if sum(max(0, c - a) * max(0, d - b) for a, b, c, d in visible) < (x2 - x1) * (y2 - y1):
-            canvas.fill(GREY)
+        for a, b, c, d in _between(seen, visible):
+            canvas[b - y1 : d - y1, a - x1 : c - x1] = GREY
         for row, (a, b, c, d), (across, down) in zip(draws.row[first:last].tolist(), visible, shifts, strict=True):
             if a < c and b < d:
                 part = image(row)[b - down : d - down, a - across : c - across]
@@ -74,40 +74,39 @@ class Painter:
         size = (area[2] - area[0], area[3] - area[1])
         if size == (x2 - x1, y2 - y1) and (matrix == np.eye(3)).all():
             return area, canvas
-        pixels = self._room(name, size[1], size[0], 4)
+        pixels = self._room("layer", size[1], size[0], 4)
         warp, by = (cv2.warpAffine, matrix[:2]) if _affine(matrix) else (cv2.warpPerspective, matrix)
         warp(canvas, by, size, dst=pixels, borderValue=(GREY,) * 4)
         return area, pixels
 
     def _blend(self, draws: Draws, layers: range, tiles: Any, image: Callable[[int], Any]) -> tuple[Rectangle, Any]:
-        """A picture of more than one layer, the whole of it: the sum of their shares, rounded down as both engines do."""
-        side = draws.side
-        total: Any = None
+        """A picture of two layers, the whole of it: the sum of their shares, rounded down as both engines do."""
+        side, blended = draws.side, list[Any]()
         for layer in layers:
-            (x1, y1, x2, y2), pixels = self._layer(
-                draws, layer, int(tiles[layer]), int(tiles[layer + 1]), image, "layer"
-            )
-            whole = self._room("blended" if total is None else "other", side, side, 4)
+            (x1, y1, x2, y2), pixels = self._layer(draws, layer, int(tiles[layer]), int(tiles[layer + 1]), image)
+            whole = self._room(f"blended {len(blended)}", side, side, 4)
             whole.fill(GREY)
             if pixels is not None:
                 whole[y1:y2, x1:x2] = pixels
-            if total is None:
-                total, share = whole, float(draws.share[layer])
-            else:
-                # of two: OpenCV rounds to the nearest; the small rest keeps 114 + 114 from falling to 113
-                cv2.addWeighted(total, share, whole, float(draws.share[layer]), -0.5 + 1e-4, dst=total)
-                share = 1.0
-        return (0, 0, side, side), total
+            blended.append(whole)
+        first, second = blended
+        share, rest = draws.share[layers.start : layers.stop].tolist()
+        # OpenCV rounds to the nearest; the small rest keeps grey and grey from becoming a darker grey
+        return (0, 0, side, side), cv2.addWeighted(first, share, second, rest, -0.5 + 1e-4, dst=first)
 
     def _finish(self, area: Rectangle, pixels: Any, table: Any, flip: Any, out: Any) -> None:
         """Change the colours, flip, and lay the planes into `out`, uint8 (3, side, side)."""
         side = out.shape[-1]
-        if area != (0, 0, side, side):
-            out.fill(GREY if table is None else int(table[2, GREY]))
-        if pixels is None:
-            return
         x1, y1, x2, y2 = area
         height, width = y2 - y1, x2 - x1
+        if flip[0]:
+            y1, y2 = side - y2, side - y1
+        if flip[1]:
+            x1, x2 = side - x2, side - x1
+        for a, b, c, d in _between((0, 0, side, side), [(x1, y1, x2, y2)]):
+            out[:, b:d, a:c] = GREY if table is None else table[2, GREY]
+        if pixels is None:
+            return
         colours = self._room("colours", height, width, 3)
         if table is None:
             cv2.cvtColor(pixels, cv2.COLOR_BGRA2RGB, dst=colours)
@@ -124,9 +123,24 @@ class Painter:
             turned = self._room("work", height, width, 3)
             cv2.flip(colours, -1 if flip.all() else int(flip[1]), dst=turned)
             colours = turned
-            x1, x2 = (side - x2, side - x1) if flip[1] else (x1, x2)
-            y1, y2 = (side - y2, side - y1) if flip[0] else (y1, y2)
         cv2.split(colours, list(out[:, y1:y2, x1:x2]))
+
+
+def _between(whole: Rectangle, tiles: list[Rectangle]) -> list[Rectangle]:
+    """What the tiles leave of a rectangle, in rectangles."""
+    left = [whole]
+    for a, b, c, d in tiles:
+        if a >= c or b >= d:
+            continue
+        parts = []
+        for x1, y1, x2, y2 in left:
+            if c <= x1 or x2 <= a or d <= y1 or y2 <= b:
+                parts.append((x1, y1, x2, y2))
+                continue
+            top, bottom = max(y1, b), min(y2, d)
+            parts += [(x1, y1, x2, top), (x1, bottom, x2, y2), (x1, top, a, bottom), (c, top, x2, bottom)]
+        left = [part for part in parts if part[0] < part[2] and part[1] < part[3]]
+    return left
 
 
 def scaled_hue(gain: Any) -> Any:
