@@ -24,7 +24,7 @@ def four(scale: float = 1.0, flip: tuple[bool, bool] = (False, False), row: int 
         side=SIDE,
         row=np.full(4, row),
         layer=np.zeros(4, np.int64),
-        place=np.concatenate([shift, shift + (wide, high)], 1),
+        place=np.concatenate([shift, shift + np.array([wide, high])], 1),
         shift=shift,
         canvas=np.array([[200, 200]]),
         matrix=matrix[None],

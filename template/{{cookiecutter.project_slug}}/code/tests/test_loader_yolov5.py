@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import random
 import sys
@@ -142,22 +143,22 @@ GREYS = {"hsv_h": 0.0, "hsv_s": 0.0, "hsv_v": 0.0}
         {"scale": 0.9, "translate": 0.5, **GREYS},
         {"degrees": 10.0, "shear": 5.0, "perspective": 0.0008, "mosaic": 0.7},
     ],
-    ids=lambda changed: " ".join(changed),
+    ids=" ".join,
 )
 def test_labels_and_pixels_are_yolov5s_for_the_same_seed(engine: Any, images: Path, changed: dict[str, float]) -> None:
     own, ours = pair(engine, images, hyp=hyp(**changed))
     boxes = 0
-    for seed in range(12):
+    for seed in range(6):
         one, other = batches(own, ours, seed)
         assert_same_targets(one, other)
         assert_close_images(one, other, "hsv_h" not in changed)
         boxes += len(one[1])
-    assert boxes > 100
+    assert boxes > 50
 
 
 def test_mixup_blends_as_yolov5_does(engine: Any, images: Path) -> None:
     own, ours = pair(engine, images, hyp=hyp(mixup=0.5, **GREYS))
-    for seed in range(12):
+    for seed in range(6):
         one, other = batches(own, ours, seed)
         assert_same_targets(one, other)
         difference = np.abs(one[0].numpy().astype(int) - other[0].numpy())
@@ -241,9 +242,10 @@ def created(engine: Any, images: Path, **named: Any) -> Any:
 def test_whole_epochs_through_the_seam(
     engine: Any, plain_images: Path, monkeypatch: pytest.MonkeyPatch, named: dict[str, Any]
 ) -> None:
-    if "rank" in named:
+    if "rank" in named:  # the first of two, without the other to wait for
         import torch
 
+        monkeypatch.setattr(engine, "torch_distributed_zero_first", lambda _: contextlib.nullcontext())
         monkeypatch.setattr(torch.distributed, "is_available", lambda: True)
         monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
         monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
@@ -254,7 +256,6 @@ def test_whole_epochs_through_the_seam(
     stores = {"train": stored(own)}
     upstream_class = engine.LoadImagesAndLabels
     loader_yolov5.install({"data": "store", "stores": {**stores, "val": None}, "partners": "all"})
-    monkeypatch.setattr(engine, "LoadImagesAndLabels", engine.LoadImagesAndLabels)
     try:
         loader, ours = created(engine, plain_images, **named)
         assert isinstance(ours, upstream_class) and ours.whole_batches
