@@ -3,7 +3,7 @@
     docker run --rm --shm-size 1g -v PROJECT:/workspace -v "$PWD/benchmarks":/benchmarks -w /workspace IMAGE \\
         python /benchmarks/loader.py --result /benchmarks/results/loader.json
 
-Inside the container, in a project with YOLOv5's source (`lab fetch`). 512 synthetic JPEGs of 1280 x 720 and about 236 kB
+Inside the container, in a project with YOLOv5's source (`lab fetch`). 512 synthetic JPEGs of 1280 x 720 and some 236 kB
 at 640, mosaic on, YOLOv5's hyp.scratch-low. The arms take turns in one process that is bound to one core, without
 workers; then with two workers on two cores. Seconds of processor time are counted beside those of the clock, because
 machines are shared. Ours reads from a mapped file that YOLOv5's own `load_image` filled.
