@@ -179,8 +179,11 @@ def test_an_image_that_yolov5_makes_a_pixel_too_long(engine: Any, tmp_path: Path
     assert np.abs(one[0].numpy().astype(int) - other[0].numpy()).mean() < 1.5
 
 
-def test_images_that_the_store_lacks_come_from_their_files(engine: Any, plain_images: Path) -> None:
+def test_images_that_the_store_lacks_come_from_their_files(
+    engine: Any, plain_images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     own, ours = pair(engine, plain_images, lacking=2)
+    assert "11 of 21 images are not in the store" in capsys.readouterr().err
     assert (ours.rows < 0).sum() == 11
     for seed in range(6):
         one, other = batches(own, ours, seed)
@@ -193,11 +196,15 @@ def test_images_that_the_store_lacks_come_from_their_files(engine: Any, plain_im
     assert np.abs(first[0].numpy().astype(int) - own[4][0].numpy()).mean() < 0.05
 
 
-@pytest.mark.parametrize("named", [{"rect": True}, {"hyp": "copy_paste"}], ids=str)
-def test_what_the_numbers_cannot_say_is_yolov5s_own(engine: Any, tmp_path: Path, named: dict[str, Any]) -> None:
+@pytest.mark.parametrize("what", ["rect", "copy_paste"])
+def test_what_the_numbers_cannot_say_is_yolov5s_own(
+    engine: Any, tmp_path: Path, what: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     images = write(tmp_path, outlined="all")
-    more = {"hyp": hyp(copy_paste=0.5)} if "hyp" in named else named
-    own, ours = pair(engine, images, stride=32, **more)
+    own, ours = pair(
+        engine, images, stride=32, **({"hyp": hyp(copy_paste=0.5)} if what == "copy_paste" else {what: True})
+    )
+    assert what in capsys.readouterr().err
     for seed in range(3):
         indices = [number for number in range(own.n) if own.batch[number] == seed % 3] if own.rect else [1, 2, 3, 4]
         seeded(seed)
@@ -208,11 +215,14 @@ def test_what_the_numbers_cannot_say_is_yolov5s_own(engine: Any, tmp_path: Path,
         assert_same_targets(one, other)
 
 
-def test_without_a_store_of_its_size_it_is_yolov5s_own(engine: Any, plain_images: Path) -> None:
+def test_without_a_store_of_its_size_it_is_yolov5s_own(
+    engine: Any, plain_images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     own = engine.LoadImagesAndLabels(str(plain_images), SIDE, 8, augment=True, hyp=hyp())
     kind = loader_yolov5.data_set(engine.LoadImagesAndLabels, {"train": stored(own)}, False)
     smaller = kind(str(plain_images), 96, 8, augment=True, hyp=hyp())
     assert smaller.store is None
+    assert "at 160 pixels, not 96" in capsys.readouterr().err
     seeded(0)
     assert smaller.collate_fn(smaller.__getitems__([0, 1]))[0].shape == (2, 3, 96, 96)
 

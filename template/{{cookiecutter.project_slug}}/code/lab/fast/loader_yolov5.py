@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -70,8 +71,11 @@ def data_set(upstream: Any, stores: Mapping[str, Store], ring: bool) -> Any:
             self, path: Any, img_size: int = 640, batch_size: int = 16, augment: bool = False, **named: Any
         ) -> None:
             store = stores.get("train" if augment else "val")
-            self.store = store if store is not None and store.side == img_size else None
-            if self.store is not None:
+            if store is not None and store.side != img_size:
+                _say(f"images are read from their files: the store holds them at {store.side} pixels, not {img_size}")
+                store = None
+            self.store = store
+            if store is not None:
                 named["cache_images"] = False  # the store is one, and shared
             super().__init__(path, img_size, batch_size, augment=augment, **named)
             self.whole_batches = False
@@ -82,7 +86,15 @@ def data_set(upstream: Any, stores: Mapping[str, Store], ring: bool) -> Any:
             self.ring: deque[int] | None = None
             if ring:
                 self.ring = deque(maxlen=max(1, min(self.n, RING_BATCHES * batch_size, RING)))
-            self.whole_batches = augment and not self.rect and expressible(self)
+            lacking = int((self.rows < 0).sum())
+            if lacking:
+                _say(f"{lacking} of {len(self.rows)} images are not in the store: read from their files each time")
+            if not augment:
+                return
+            why = inexpressible(self)
+            if why is not None:
+                _say(f"YOLOv5 paints the training pictures itself, one by one, because {why}")
+            self.whole_batches = why is None
             if self.whole_batches:
                 self.gathered = gathered(self.labels, self.segments)
                 self.painter = Painter()
@@ -140,10 +152,20 @@ def data_set(upstream: Any, stores: Mapping[str, Store], ring: bool) -> Any:
     return StoredImagesAndLabels
 
 
-def expressible(dataset: Any) -> bool:
-    """Whether the numbers of `Draws` can say all that a training data set wants done to its pictures."""
-    pasted = dataset.hyp["copy_paste"] and any(len(outlines) for outlines in dataset.segments)
-    return not pasted and dataset.albumentations.transform is None
+def inexpressible(dataset: Any) -> str | None:
+    """Why `Draws` cannot say what a training data set wants done to its pictures, after "because"; None if they can."""
+    if dataset.rect:
+        return "`--rect` gives every batch a shape of its own"
+    if dataset.hyp["copy_paste"] and any(len(outlines) for outlines in dataset.segments):
+        return "`copy_paste` cuts out polygons"
+    if dataset.albumentations.transform is not None:
+        return "albumentations is installed, which YOLOv5 then uses"
+    return None
+
+
+def _say(words: str) -> None:
+    if os.environ.get("RANK", "0") == "0":
+        sys.stderr.write(f"lab: {words}\n")
 
 
 def _sizes(store: Store, rows: Any, shapes: Any, side: int) -> tuple[Any, Any]:
