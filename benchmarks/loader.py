@@ -136,7 +136,7 @@ def turn_with_workers(engine: Any, dataset: Any, count: int, batch: int) -> dict
     for worker in workers:
         seen.setdefault("private", []).append(worker.memory_full_info().uss / 2**20)
         for mapping in worker.memory_maps():
-            if mapping.path.endswith(PIXELS):
+            if mapping.path.endswith(PIXELS) and mapping.rss:  # inherited by all
                 seen.setdefault("pixels", []).append(mapping.rss / 2**20)
                 seen.setdefault("share", []).append(mapping.pss / 2**20)
     batches._shutdown_workers()
