@@ -1,18 +1,18 @@
 """Training pictures painted on the GPU, a whole batch at once, from the numbers of sheet.py.
 
 For each pixel of a picture: through the matrix to the canvas, there to its four neighbours, each on a tile or grey,
-and from their bytes to a colour. Nothing but arithmetic for each pixel and reads at computed places: torch.compile makes
-one kernel of it, without a canvas in memory, and nothing waits for the GPU. The same lines run unfused, on a processor
-too, for a few pictures at a time.
+and from their bytes to a colour. Nothing but arithmetic for each pixel and reads at computed places: torch.compile
+makes one kernel of it, without a canvas in memory, and nothing waits for the GPU. The same lines run unfused, on a
+processor too, for a few pictures at a time.
 
 Interpolation is that of OpenCV's INTER_LINEAR with a constant border; layers are rounded before they are blended, and
 blends cut off, as both engines do it; hue, saturation and value are OpenCV's uint8 ones.
 
-What it costs, compiled, for 64 pictures of 640 pixels from mosaics (reckoned, not yet measured): 26 million pixels, each
-12 bytes read through the caches, 3 written, about 300 instructions: 0.18 GB from and to memory. That is 0.04 ms of an
-H200's memory and 0.6 ms of a T4's, so arithmetic and the units that load and store decide: about 1 ms on an H200, 2 ms
-on an RTX 3090, 8 ms on a T4; a second layer adds half to that. Unfused, each of some 300 operations goes through memory:
-about 30, 100 and 300 ms.
+What it costs, compiled, for 64 pictures of 640 pixels from mosaics (reckoned, not yet measured): 26 million pixels,
+each 12 bytes read through the caches, 3 written, about 300 instructions: 0.18 GB from and to memory. That is 0.04 ms of
+an H200's memory and 0.6 ms of a T4's, so arithmetic and the units that load and store decide: about 1 ms on an H200,
+2 ms on an RTX 3090, 8 ms on a T4; a second layer adds half to that. Unfused, each of some 300 operations goes through
+memory: about 30, 100 and 300 ms.
 """
 
 from __future__ import annotations
@@ -271,6 +271,7 @@ def _options(device: torch.device) -> dict[str, Any]:
     if device.type != "cuda":
         return {}
     return {
+        "max_fusion_size": 1024,  # of some 400 operations; at 64, planes go through memory between two or three kernels
         "max_autotune_pointwise": True,  # also under deterministic algorithms; each choice gives the same bytes
         "assert_indirect_indexing": False,  # sheet.py has checked every tile
     }
