@@ -120,3 +120,17 @@ def painted(made: Draws, have: Store, tables: Any) -> Any:
             picture = picture[:, ::-1]
         pictures.append(picture.transpose(2, 0, 1)[::-1])
     return np.stack(pictures)
+
+
+def on_gpu() -> bool:
+    """Whether tests of the device path run on a GPU: where there is one."""
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def device() -> Any:
+    """The torch device of these tests."""
+    import torch
+
+    return torch.device("cuda" if on_gpu() else "cpu")

@@ -56,17 +56,15 @@ def labels(draws: Draws) -> Any:
 
 
 def loader(store: Store, draw: Any = None, sampler: Any = None, **more: Any) -> Any:
-    import torch
-
     from lab.fast.device_loader import DeviceLoader, Shuffled
 
     shape = sheet.Shape(store.side, BATCH)
     sampler = sampler or Shuffled(range(len(store)))
-    return DeviceLoader(store, shape, sampler, draw or Drawer(store), labels, torch.device("cpu"), **more)
+    return DeviceLoader(store, shape, sampler, draw or Drawer(store), labels, made_draws.device(), **more)
 
 
 def epoch(of: Any) -> list[tuple[Any, Any, list[int]]]:
-    return [(batch.images.numpy(), batch.labels.numpy(), batch.indices.tolist()) for batch in of]
+    return [(batch.images.cpu().numpy(), batch.labels.cpu().numpy(), batch.indices.tolist()) for batch in of]
 
 
 def equal(first: list[Any], second: list[Any]) -> bool:
@@ -94,7 +92,7 @@ def test_pictures_are_those_that_were_drawn(store: Store) -> None:
     batches = loader(store)
     for batch in batches:
         want = made_draws.painted(batch.draws, store, sheet.scaled_hue)
-        assert abs(batch.images.numpy().astype(int) - want).mean() < 0.1
+        assert abs(batch.images.cpu().numpy().astype(int) - want).mean() < 0.1
     batches.close()
 
 
@@ -146,7 +144,7 @@ def test_a_run_may_hold_its_batches(store: Store) -> None:
     batches = loader(store, slots=1)
     held = list(batches)
     again = [made_draws.painted(batch.draws, store, sheet.scaled_hue) for batch in held]
-    assert all(abs(a.images.numpy().astype(int) - b).mean() < 0.1 for a, b in zip(held, again, strict=True))
+    assert all(abs(a.images.cpu().numpy().astype(int) - b).mean() < 0.1 for a, b in zip(held, again, strict=True))
     batches.close()
 
 
@@ -224,7 +222,7 @@ def test_pixels_of_a_batch_never_come_from_another(store: Store) -> None:
         for number, batch in enumerate(batches):
             time.sleep(0.01 * (number % 2))
             want = made_draws.painted(batch.draws, store, sheet.scaled_hue)
-            assert np.percentile(abs(batch.images.numpy().astype(int) - want), 99) <= 2
+            assert np.percentile(abs(batch.images.cpu().numpy().astype(int) - want), 99) <= 2
     batches.close()
 
 

@@ -37,8 +37,9 @@ def by_torch(
         crops.copy(store, pixels, 0, len(crops.row))
     else:
         pixels = store.pixels if store.pixels.flags.writeable else store.pixels.copy()
-    painter = paint_device.Painter(of, torch.device("cpu"), channels_last, compiled)
-    return painter(torch.from_numpy(pixels), array)
+    device = made_draws.device()
+    painter = paint_device.Painter(of, device, channels_last, compiled)
+    return painter(torch.from_numpy(pixels).to(device), array).cpu()
 
 
 def differences(draws: Draws, store: Store, tables: Any = sheet.scaled_hue, **more: Any) -> Any:
@@ -78,13 +79,13 @@ def test_exact_where_no_pixel_is_parted() -> None:
 
 
 def test_every_colour_there_and_back() -> None:
-    """Hue, saturation and value of all 16.7 million colours, against OpenCV's."""
+    """Hue, saturation and value of each third level of blue, green and red, against OpenCV's."""
     import torch
 
     from lab.fast import paint_device
 
-    level = np.arange(256, dtype=np.uint8)
-    colours = np.stack(np.meshgrid(level, level, level, indexing="ij"), -1).reshape(4096, 4096, 3)
+    level = np.arange(0, 256, 3, dtype=np.uint8)
+    colours = np.stack(np.meshgrid(level, level, level, indexing="ij"), -1).reshape(86, 86 * 86, 3)
     table = sheet.scaled_hue([[1.01, 1.3, 0.8]])
     hsv = cv2.LUT(cv2.cvtColor(colours, cv2.COLOR_BGR2HSV), table[0].T.reshape(1, 256, 3))
     want = torch.from_numpy(cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR))
@@ -159,11 +160,17 @@ def test_addresses_beyond_what_int32_holds(tmp_path: Path) -> None:
     assert (by_torch(draws, store, wide=True) == by_torch(draws, have)).all()
 
 
+@pytest.mark.long
 def test_compiled_gives_the_same_bytes() -> None:
-    """By Inductor's C++ backend: `fullgraph` holds, and so what a GPU's kernel is made from is what is tested here."""
+    """On a processor by Inductor's C++ backend: `fullgraph` holds there as on a GPU, and these lines make the kernel.
+
+    A GPU multiplies and adds in one step, which may put a level off by one.
+    """
     store = made_draws.store()
     draws = made_draws.draws(store, 3, mosaics=0.0)
-    assert (by_torch(draws, store, compiled=True, tiles=1) == by_torch(draws, store, tiles=1)).all()
+    ours, unfused = by_torch(draws, store, compiled=True, tiles=1).int(), by_torch(draws, store, tiles=1).int()
+    assert (ours - unfused).abs().max() <= made_draws.on_gpu()
+    assert (ours != unfused).float().mean() < 0.01
 
 
 def test_when_compiling_fails_painting_goes_on(
