@@ -198,8 +198,9 @@ class DeviceLoader:
     not fit `shape` raise ValueError; whatever `draw`, `labels` or reading raises, the loop gets.
 
     All pixels of the store go to the device if they take at most `budget` bytes; what model, optimizer and activations
-    need is the caller's to leave out, and under DDP each rank has a copy of its own. Otherwise `slots` batches lie in pinned memory, and one on the device: see
-    `host_bytes` and `device_bytes`. `waited` counts the seconds that the training loop waited for batches.
+    need is the caller's to leave out, and under DDP each rank has a copy of its own. Otherwise `slots` batches lie in
+    pinned memory, and one on the device: see `host_bytes` and `device_bytes`. `waited` counts the seconds that the
+    training loop waited for batches.
     """
 
     def __init__(
