@@ -202,6 +202,8 @@ def test_an_epoch_that_is_left_ends_its_threads(store: Store) -> None:
     calls = len(draw.calls)
     assert [batch.indices.tolist() for batch in batches] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
     assert len(draw.calls) == calls + 3
+    with pytest.raises(RuntimeError, match="was ended"):
+        list(kept)
     del batches, kept  # nor closed: collected
 
 

@@ -148,11 +148,14 @@ class _Lane:
         return False
 
     def _fetch(self, block: bool) -> bool:
-        if not self._head:
+        while not self._head:
             try:
-                self._head.append(self._ready.get(block))
+                self._head.append(self._ready.get(block, POLL))
             except queue.Empty:
-                return False
+                if not block:
+                    return False
+                if self._stop.is_set():
+                    raise RuntimeError("this epoch of the loader was ended, by another one or by reset()") from None
         return True
 
     def take(self) -> _Staged | None:
@@ -187,6 +190,7 @@ class _Lane:
         for copy in copies:
             copy.cancel()
         wait(copies)
+        self._head.clear()
 
 
 class DeviceLoader:
