@@ -267,7 +267,7 @@ class Painter:
 
 
 def _options(device: torch.device) -> dict[str, Any]:
-    """Of Inductor: one kernel, and the block size found by trying (for sm_90, 166 or 40 registers a thread)."""
+    """Of Inductor: one kernel, its block size found by trying, for the larger one runs out of registers with mixup."""
     if device.type != "cuda":
         return {}
     return {
