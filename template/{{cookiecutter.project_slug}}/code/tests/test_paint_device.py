@@ -106,6 +106,17 @@ def test_the_hue_of_ultralytics() -> None:
     assert abs(other.astype(int) - made_draws.painted(draws, store, sheet.shifted_hue)).mean() > 0.1
 
 
+def test_the_processors_painter_and_the_devices_agree() -> None:
+    """A training may go on with either."""
+    from lab.fast.paint import Painter
+
+    store = made_draws.store()
+    draws = made_draws.draws(store, 6, mixup=0.5, mosaics=0.5)
+    by_opencv = np.zeros((6, 3, draws.side, draws.side), np.uint8)
+    Painter().paint(draws, store.image, by_opencv)
+    assert abs(by_torch(draws, store, layers=2).numpy().astype(int) - by_opencv).mean() < 0.5
+
+
 def test_pictures_that_a_batch_lacks_change_nothing() -> None:
     store = made_draws.store()
     draws = made_draws.draws(store, 3, mixup=1.0)

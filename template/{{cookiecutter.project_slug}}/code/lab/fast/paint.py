@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 
 from lab.fast.draws import GREY, Draws
+from lab.fast.sheet import scaled_hue
 
 Rectangle = tuple[int, int, int, int]  # x1, y1, x2, y2, the last two excluded
 
@@ -141,13 +142,6 @@ def _between(whole: Rectangle, tiles: list[Rectangle]) -> list[Rectangle]:
             parts += [(x1, y1, x2, top), (x1, bottom, x2, y2), (x1, top, a, bottom), (c, top, x2, bottom)]
         left = [part for part in parts if part[0] < part[2] and part[1] < part[3]]
     return left
-
-
-def scaled_hue(gain: Any) -> Any:
-    """Tables (B, 3, 256) of hue, saturation and value for gains (B, 3), as YOLOv5 makes them; hue counts to 180."""
-    values = np.arange(256) * gain[:, :, None]
-    values[:, 0] %= 180
-    return np.clip(values, 0, 255).astype(np.uint8)
 
 
 def _affine(matrix: Any) -> bool:
