@@ -71,11 +71,15 @@ def build(
             lease = Lease(directory)
         except FileNotFoundError:
             continue  # deleted between the two lines
-        index = _unchanged(directory, wanted, stamps)
-        if index is None:
-            index = bring_up_to_date(directory, lease, recipe, (wanted, stamps), False, workers, progress, say)
-        _require_images(index, wanted, say)
-        return files.serve(directory, index, lease)
+        try:
+            index = _unchanged(directory, wanted, stamps)
+            if index is None:
+                index = bring_up_to_date(directory, lease, recipe, (wanted, stamps), False, workers, progress, say)
+            _require_images(index, wanted, say)
+            return files.serve(directory, index, lease)
+        except BaseException:
+            lease.close()  # a traceback may live for long
+            raise
 
 
 def verify(directory: Path, workers: int = 0, progress: Progress = lambda *_: None, say: files.Say = tell) -> int:
@@ -90,7 +94,10 @@ def verify(directory: Path, workers: int = 0, progress: Progress = lambda *_: No
         recipe = None
     if recipe is None:
         raise LabError(f"{directory.name} is damaged beyond mending: `lab data cache --clear {directory.name}`", FAILED)
-    index = bring_up_to_date(directory, lease, recipe, None, True, workers, progress, say)
+    try:
+        index = bring_up_to_date(directory, lease, recipe, None, True, workers, progress, say)
+    finally:
+        lease.close()
     _require_images(index, index.paths, say)
     return len(index.stored)
 
@@ -197,9 +204,9 @@ def bring_up_to_date(
                 asked = (base.paths, stamps_of(base.paths))
             goal, todo = _merged(base, *asked)
             ready = directory / f"index-{base.generation:06d}"
-            if not todo.size and ready.exists() and len(goal.entries) == len(base.entries):
+            if not todo.size and not base.build and ready.exists():
                 return base
-            return _carry_out(directory, lease, goal, todo, workers, progress)
+            return _carry_out(directory, lease, goal, len(asked[0]), todo, workers, progress)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise LabError(f"{directory} cannot be written ({error.strerror})", FAILED) from error
@@ -249,10 +256,7 @@ def _boot() -> str:
 
 
 def _merged(base: Index, wanted: Paths, stamps: Any) -> tuple[Index, Any]:
-    """The index to work towards, and its rows that are to be looked at.
-
-    First what is wanted, then what else was there and still has its file.
-    """
+    """The index to work towards, and its rows that are to be looked at: first what is wanted, then what else was there."""
     rows = _rows(base.paths, wanted)
     entries = _entries(len(wanted))
     there = rows >= 0
@@ -261,16 +265,28 @@ def _merged(base: Index, wanted: Paths, stamps: Any) -> tuple[Index, Any]:
     todo = np.flatnonzero(differs | (entries["state"] == WAITING))
     entries["size"][todo] = stamps[todo, 0]  # so that this store is found by them while they are under way
     entries["mtime"][todo] = AGAIN
-    paths = wanted
-    if len(base.paths) > there.sum():
-        mine = np.zeros(len(base.paths), bool)
-        mine[rows[there]] = True
-        every = list(base.paths)
-        kept = [row for row in np.flatnonzero(~mine).tolist() if stamp_of(every[row])[0] != ABSENT]
-        if kept:
-            paths = Paths(wanted.blob + Paths.of(every[row] for row in kept).blob)
-            entries = np.concatenate([entries, base.entries[kept]])
-    return replace(base, generation=base.generation + 1, paths=paths, entries=entries), todo
+    others = np.setdiff1d(np.arange(len(base.paths)), rows)
+    return replace(
+        base,
+        generation=base.generation + 1,
+        paths=_joined(wanted, base.paths, others),
+        entries=np.concatenate([entries, base.entries[others]]),
+    ), todo
+
+
+def _joined(wanted: Paths, paths: Paths, rows: Any) -> Paths:
+    every = list(paths) if rows.size else []
+    return Paths(wanted.blob + Paths.of(every[row] for row in rows.tolist()).blob)
+
+
+def _without_gone(index: Index, wanted: int) -> Index:
+    """`index` without images that were not asked for, that is, after the first `wanted`, and whose file is gone."""
+    there = [row for row in range(wanted, len(index.paths)) if stamp_of(index.paths[row])[0] != ABSENT]
+    if wanted + len(there) == len(index.paths):
+        return index
+    rows = np.array([*range(wanted), *there], np.int64)
+    every = list(index.paths)
+    return replace(index, paths=Paths.of(every[row] for row in rows.tolist()), entries=index.entries[rows])
 
 
 def _carry_out(directory: Path, lease: Lease, goal: Index, todo: Any, workers: int, progress: Progress) -> Index:
@@ -305,7 +321,7 @@ def _carry_out(directory: Path, lease: Lease, goal: Index, todo: Any, workers: i
         os.fsync(file.fileno())
         used = max(used, os.fstat(file.fileno()).st_size)
     index = replace(goal, entries=entries, used=used, boot="", build="")
-    index = _compacted(directory, index)
+    index = _compacted(directory, _without_gone(index, wanted))
     files.write_index(directory / f"index-{index.generation:06d}", index)
     for name in (files.BUILDING, files.JOURNAL):
         (directory / name).unlink(missing_ok=True)
@@ -358,7 +374,8 @@ def _filled(tasks: list[tuple[int, str]], work: Work, workers: int) -> Iterator[
                     waiting[pool.submit(fill, chunk)] = chunk
                 if not waiting:
                     return
-                for future in wait(waiting, return_when=FIRST_COMPLETED).done:
+                done = wait(waiting, return_when=FIRST_COMPLETED).done
+                for future in [each for each in waiting if each in done]:
                     records = future.result()
                     del waiting[future]
                     yield records
