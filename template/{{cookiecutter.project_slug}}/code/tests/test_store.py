@@ -514,12 +514,14 @@ def test_the_second_of_two_builds_waits_and_uses_the_first(cache: Path, paths: l
 
     def slowly(*_: int) -> None:
         begun.touch()
-        while not go.exists():
+        deadline = time.monotonic() + 60
+        while not go.exists() and time.monotonic() < deadline:
             time.sleep(0.01)
 
     process = multiprocessing.get_context("fork").Process(target=build, args=(cache, "x", paths, RECIPE, 1, slowly))
     process.start()
-    while not begun.exists():
+    deadline = time.monotonic() + 60
+    while not begun.exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     heard, stores = Heard(), []
 

@@ -256,7 +256,7 @@ def _boot() -> str:
 
 
 def _merged(base: Index, wanted: Paths, stamps: Any) -> tuple[Index, Any]:
-    """The index to work towards, and its rows that are to be looked at: first what is wanted, then what else was there."""
+    """The index to work towards, what is wanted first, then what else was there; and its rows to be looked at."""
     rows = _rows(base.paths, wanted)
     entries = _entries(len(wanted))
     there = rows >= 0
@@ -289,8 +289,13 @@ def _without_gone(index: Index, wanted: int) -> Index:
     return replace(index, paths=Paths.of(every[row] for row in rows.tolist()), entries=index.entries[rows])
 
 
-def _carry_out(directory: Path, lease: Lease, goal: Index, todo: Any, workers: int, progress: Progress) -> Index:
-    """Do what is to do, and put the new index in its place. Raises LabError, OSError."""
+def _carry_out(
+    directory: Path, lease: Lease, goal: Index, wanted: int, todo: Any, workers: int, progress: Progress
+) -> Index:
+    """Do what is to do, and put the new index in its place; its first `wanted` rows were asked for.
+
+    Raises LabError, OSError.
+    """
     pixels = directory / goal.pixels
     by_digest = {_digest(goal.entries[row]): goal.entries[row] for row in goal.stored}
     goal = replace(goal, boot=_boot(), build=secrets.token_hex(8))
