@@ -295,7 +295,7 @@ def test_nothing_can_be_decoded(cache: Path, paths: list[str]) -> None:
 def test_an_image_that_kills_its_decoder(cache: Path, paths: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def deadly(content: bytes, path: str, *rest: Any) -> Any:
         if path == paths[20]:
-            os.kill(os.getpid(), signal.SIGSEGV)
+            os.kill(os.getpid(), signal.SIGKILL)
         return decode(content, path, *rest)
 
     monkeypatch.setattr(store_worker, "decode", deadly)
@@ -630,3 +630,51 @@ def command(
         return status, said.out + said.err
 
     return run
+
+
+def test_the_command_builds_lists_verifies_and_clears(
+    command: Callable[..., tuple[int, str]], project: Project
+) -> None:
+    assert command("--list") == (0, "lab: no stores in runs/.lab/cache\n")
+    status, said = command("--img", "90")
+    assert status == 0
+    assert "train: 10 images at 96 pixels: runs/.lab/cache/stores/demo-96-linear-yolov5-" in said
+    assert "val: 2 images at 96 pixels: runs/.lab/cache/stores/demo-96-area-yolov5-" in said
+    status, said = command("--list")
+    assert status == 0
+    assert said.count("demo-96-") == 2
+    assert "data/demo/images/train" in said
+    flip(next(store_files.home(project.cache).glob("*linear*/pixels-*")), 1000)
+    status, said = command("--verify")
+    assert status == 0
+    assert "1 of 10 images" in said
+    assert said.count("whole") == 2
+    name = next(store_files.home(project.cache).glob("*area*")).name
+    assert command("--clear", name)[0] == 0
+    assert command("--clear", name)[0] == 2
+    (left,) = store_files.stores(project.cache)
+    store = open_store(left.directory)
+    status, said = command("--clear")
+    assert (status, "in use" in said, len(store)) == (1, True, 10)
+    del store
+    assert command("--clear")[0] == 0
+    assert store_files.stores(project.cache) == []
+
+
+def test_the_command_of_the_other_engine(command: Callable[..., tuple[int, str]], project: Project) -> None:
+    status, said = command("--engine", "yolov5u", "--data", "data/demo/data.yaml")
+    assert status == 0
+    assert said.count("-96-linear-yolov5u-") == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        ("--list --verify", "one of"), ("something", "--clear"), ("--img 8", "32"), ("--engine yolov9", "yolov5u"),
+        ("--clear nothing", "--list"), ("--data nowhere.yaml", "does not exist"),
+    ],
+)  # fmt: skip
+def test_wrong_uses_of_the_command(command: Callable[..., tuple[int, str]], words: str, hint: str) -> None:
+    status, said = command(*words.split())
+    assert status == 2
+    assert hint in said

@@ -63,7 +63,7 @@ def build(
     """
     if not paths:
         raise LabError(f"{label} has no images to store")
-    wanted = Paths.of(dict.fromkeys(paths))
+    wanted = Paths.of(sorted(set(paths)))  # one order, however they were listed
     stamps = stamps_of(wanted)
     while True:
         directory = _choose(cache, label, wanted, stamps, recipe)

@@ -353,6 +353,7 @@ class Summary:
 
     directory: Path
     recipe: Recipe
+    source: str  # the directory of its first image
     images: int
     bytes: int  # on disk, of all its files
     used: float  # when it was last opened, seconds since 1970
@@ -378,7 +379,10 @@ def stores(cache: Path) -> list[Summary]:
             index, _ = replay(index, directory / JOURNAL)
         size = sum(each.stat().st_blocks * 512 for each in directory.iterdir())
         images = 0 if index is None else len(index.stored)
-        found.append(Summary(directory, recipe, images, size, (directory / IN_USE).stat().st_mtime, bool(files)))
+        source = index.paths[0].rpartition("/")[0] if index is not None and index.paths else ""
+        found.append(
+            Summary(directory, recipe, source, images, size, (directory / IN_USE).stat().st_mtime, bool(files))
+        )
     return found
 
 
