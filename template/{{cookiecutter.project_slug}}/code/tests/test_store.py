@@ -485,6 +485,8 @@ def test_the_disk_fills_while_building(cache: Path, paths: list[str], monkeypatc
     with pytest.raises(LabError, match=r"the disk under .* is full: .*CACHE_DIR"):
         made(cache, paths)
     monkeypatch.undo()
+    (file,) = store_files.home(cache).glob("*/pixels-*")
+    assert file.stat().st_size == 16 * 64 * 36 * 3
     heard = Heard()
     store = made(cache, paths, heard)
     assert heard.total == 24

@@ -314,14 +314,19 @@ def _carry_out(
     entries = goal.entries.copy()
     work = Work(pixels, goal.recipe, set(by_digest), _swift(len(tasks)))
     done = 0
-    with (directory / files.JOURNAL).open("wb", buffering=0) as journal:
-        for records in _filled(tasks, work, workers):
-            for record in records:
-                _place(record["entry"], by_digest)
-            journal.write(files.seal(records, goal.build))
-            entries[records["row"]] = records["entry"]
-            done += len(records)
-            progress(done, len(tasks))
+    try:
+        with (directory / files.JOURNAL).open("wb", buffering=0) as journal:
+            for records in _filled(tasks, work, workers):
+                for record in records:
+                    _place(record["entry"], by_digest)
+                journal.write(files.seal(records, goal.build))
+                entries[records["row"]] = records["entry"]
+                done += len(records)
+                progress(done, len(tasks))
+    except OSError:
+        if lease.alone():
+            os.truncate(pixels, replace(goal, entries=entries).end)  # a full disk needs what half an image took
+        raise
     with pixels.open("rb") as file:
         os.fsync(file.fileno())
         used = max(used, os.fstat(file.fileno()).st_size)

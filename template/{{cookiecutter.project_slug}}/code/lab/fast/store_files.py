@@ -112,6 +112,11 @@ class Index:
         return np.flatnonzero(self.entries["state"] == STORED)
 
     @property
+    def end(self) -> int:
+        """Where the next pixels may go: behind all that an entry points to, and all that was spoken for."""
+        return max([self.used, *map(int, (self.entries["offset"] + self.lengths)[self.stored])])
+
+    @property
     def live(self) -> int:
         """Bytes of pixels that an entry points to; what copies share counts once."""
         rows = self.stored
@@ -200,8 +205,7 @@ def replay(index: Index, journal: Path) -> tuple[Index, Any]:
     entries = index.entries.copy()
     entries[records["row"]] = records["entry"]
     fresh = replace(index, entries=entries)
-    used = max([index.used, *(fresh.entries["offset"] + fresh.lengths)[fresh.stored].tolist()])
-    return replace(fresh, used=used), records["row"]
+    return replace(fresh, used=fresh.end), records["row"]
 
 
 class Lease:
