@@ -10,7 +10,7 @@ import numpy as np
 BOXES = 7  # a picture, as in COCO
 
 
-def make(root: Path, count: int, width: int, height: int) -> None:
+def make(root: Path, count: int, width: int, height: int, quality: int = 90) -> None:
     """A data set of `count` pictures, a tenth of them for validation, each a noisy field of its own colour."""
     random = np.random.default_rng(0)
     rough = random.integers(0, 255, (height // 8, width // 8, 3), dtype=np.uint8)
@@ -23,7 +23,7 @@ def make(root: Path, count: int, width: int, height: int) -> None:
         split = "val" if number % 10 == 0 else "train"
         image = np.clip(field + random.integers(-20, 20, 3), 0, 255).astype(np.uint8)
         image[:8, :8] = random.integers(0, 255, (8, 8, 3), dtype=np.uint8)
-        jpeg = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 90])[1]
+        jpeg = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
         (root / "images" / split / f"{number:07d}.jpg").write_bytes(jpeg.tobytes())
     label(root, 0)
     names = "".join(f"  {number}: c{number}\n" for number in range(80))
