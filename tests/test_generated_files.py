@@ -86,6 +86,25 @@ def test_compose_accepts_every_file_set(bake: Bake, chosen: dict[str, str]) -> N
         assert devices == expected
         hidden = model["services"]["dev"]["environment"].get("CUDA_VISIBLE_DEVICES")
         assert hidden == ("" if files[-1] == "compose.cpu.yaml" else None)
+        mounts = {mount["target"]: mount for mount in model["services"]["dev"]["volumes"]}
+        assert (mounts["/cache"]["type"], mounts["/cache"]["source"]) == ("volume", "cache")
+        assert set(model["volumes"]) == {"cache"}
+        assert model["services"]["train"]["environment"]["CACHE_DIR"] == "/cache"
+
+
+@pytest.mark.skipif(compose_missing(), reason="docker compose is not installed")
+def test_the_cache_may_be_a_folder_of_the_host(bake: Bake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CACHE_DIR", str(tmp_path))
+    done = run("docker", "compose", "config", "--format", "json", cwd=bake())
+    mounts = {mount["target"]: mount for mount in json.loads(done.stdout)["services"]["dev"]["volumes"]}
+    assert (mounts["/cache"]["type"], mounts["/cache"]["source"]) == ("bind", str(tmp_path))
+
+
+def test_the_image_has_a_place_for_the_cache_that_its_user_may_write(bake: Bake) -> None:
+    """A new volume takes over the owner and the mode of what the image has there."""
+    dockerfile = (bake() / "docker/Dockerfile").read_text()
+    assert re.search(r"install --directory --group venv --mode 2775 [^&]*/cache\b", dockerfile)
+    assert "--groups venv" in dockerfile
 
 
 @every_pair

@@ -1,4 +1,4 @@
-"""`lab data`: make, check, convert and split data sets."""
+"""`lab data`: make, check, convert, split and decode data sets."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from lab.project import Project, open_project
 if TYPE_CHECKING:
     from lab.check import Result
     from lab.dataset import Dataset
+    from lab.fast.store_files import Summary
 
-data_app = typer.Typer(help="Make, check, convert and split data sets.", no_args_is_help=True)
+data_app = typer.Typer(help="Make, check, convert, split and decode data sets.", no_args_is_help=True)
 PLAIN_SECONDS = 10.0  # between two lines of progress where there is no terminal
 CLASSES_TOLD = 30  # on the terminal; the page has more
 
@@ -270,3 +271,127 @@ def data_split(
         for name, count in made.pictures.items()
     )
     print(f"lab: {counts}: {project.show(made.file)}")
+
+
+@data_app.command("cache")
+def data_cache(
+    name: Annotated[
+        str, typer.Argument(help="with --verify or --clear: one store  [default: all]", show_default=False)
+    ] = "",
+    data: Annotated[
+        str, typer.Option(help="the data set's yaml file  [default: from lab.yaml]", show_default=False)
+    ] = "",
+    img: Annotated[
+        int, typer.Option(help="pixels of the longer side  [default: from lab.yaml]", show_default=False)
+    ] = 0,
+    engine: Annotated[
+        str,
+        typer.Option(
+            help="yolov5 or yolov5u, which resize in their own ways  [default: from lab.yaml]", show_default=False
+        ),
+    ] = "",
+    workers: Annotated[
+        int, typer.Option(min=0, help="processes that decode  [default: one a processor]", show_default=False)
+    ] = 0,
+    show: Annotated[bool, typer.Option("--list", help="show all stores: size, images, last use")] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="look at every stored image; make damaged ones again")
+    ] = False,
+    clear: Annotated[bool, typer.Option("--clear", help="delete stores, but never one that is in use")] = False,
+) -> int:
+    """Decode and resize the images of train and val once, for trainings to come; they lie in CACHE_DIR of .env.
+
+    A stopped build goes on where it stopped, and only what changed is decoded again. Exit status: 0 done, 1 failed or
+    in use, 2 bad input. Example: `lab data cache --data data/mine/data.yaml --img 640`
+    """
+    from lab.fast import store_build, store_files  # noqa: PLC0415
+
+    project = open_project()
+    if show + verify + clear > 1:
+        raise LabError("one of --list, --verify and --clear at a time")
+    if name and not (verify or clear):
+        raise LabError(f"{name}: a store is named only with --verify or --clear; a data set with --data")
+    cache = store_files.cache_directory(project, store_build.tell)
+    if show:
+        _list_stores(project, cache, store_files.stores(cache))
+        return 0
+    if not verify and not clear:
+        _build_stores(project, cache, data, img, engine, workers)
+        return 0
+    chosen = [store for store in store_files.stores(cache) if name in ("", store.directory.name)]
+    if name and not chosen:
+        raise LabError(
+            f"there is no store {name} in {project.show(cache)}: `lab data cache --list` shows what there is"
+        )
+    if verify:
+        for store in chosen:
+            with _progress("making again") as advance:
+                count = store_build.verify(store.directory, workers, advance)
+            print(f"lab: {store.directory.name}: {count:,} images are whole")
+        return 0
+    kept = [store for store in chosen if not store_files.clear(store.directory)]
+    print(f"lab: {len(chosen) - len(kept)} stores deleted from {project.show(cache)}")
+    for store in kept:
+        print(f"lab: {store.directory.name} stays: it is in use by a run", file=sys.stderr)
+    return FAILED if kept else 0
+
+
+def _build_stores(project: Project, cache: Path, data: str, img: int, engine: str, workers: int) -> None:
+    from lab import dataset  # noqa: PLC0415
+    from lab.fast import store_build  # noqa: PLC0415
+    from lab.fast.store_decode import recipe_of  # noqa: PLC0415
+    from lab.project import ENGINES  # noqa: PLC0415
+
+    engine, wanted = engine or project.engine, img or project.image_size
+    if engine not in ENGINES:
+        raise LabError(f"--engine is {engine}; it may be {' or '.join(ENGINES)}")
+    if wanted < 32:
+        raise LabError(f"--img is {wanted}; it must be 32 or more")
+    stride = 64 if project.model.endswith("6") else 32  # the engines round up to the model's largest stride
+    side = -(-wanted // stride) * stride
+    found = dataset.open_dataset(data or project.data, project)
+    paths: dict[str, list[str]] = {"train": [], "val": []}
+    for entry in dataset.entries(found):
+        if entry.split in paths:
+            paths[entry.split].append(entry.path)
+    for split, every in paths.items():
+        with _progress(f"decoding {split}") as advance:
+            try:
+                store = store_build.build(
+                    cache, found.file.parent.name, every, recipe_of(engine, side, split == "train"), workers, advance
+                )
+            except KeyboardInterrupt:
+                raise LabError("stopped; the same command goes on from here", INTERRUPTED) from None
+        held = int((store.rows(every) >= 0).sum())
+        size = f"{store.pixels.nbytes / 1e9:.2f} GB"
+        print(f"lab: {split}: {held:,} images at {side} pixels: {project.show(store.directory)}, {size}")
+
+
+def _list_stores(project: Project, cache: Path, stores: list[Summary]) -> None:
+    from rich.console import Console  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    if not stores:
+        print(f"lab: no stores in {project.show(cache)}")
+        return
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for column, side in (
+        ("store", "left"),
+        ("images", "right"),
+        ("GB", "right"),
+        ("last used", "left"),
+        ("images of", "left"),
+    ):
+        table.add_column(column, justify="right" if side == "right" else "left")
+    for store in stores:
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(store.used))
+        table.add_row(
+            Text(store.directory.name),
+            f"{store.images:,}",
+            f"{store.bytes / 1e9:.2f}",
+            when if store.ready else f"{when}, not finished",
+            Text(project.show(Path(store.source)) if store.source else "not to be read"),
+        )
+    Console(soft_wrap=True).print(table)
+    print(f"lab: {sum(store.bytes for store in stores) / 1e9:.2f} GB in {project.show(cache)}")

@@ -1,0 +1,186 @@
+"""How fast the store of decoded images is built, resumed and opened, against reading the same images with OpenCV.
+
+    python benchmarks/store.py [--pictures 400] [--many 100000]
+
+Run it in the container (`docker run --rm --cpuset-cpus 0 …`), which has torchvision's JPEG decoder; elsewhere OpenCV's
+is used, and the result says so. Pictures: made-up 1280x720 JPEGs (232 kB), each different, stored at 640 pixels.
+One worker process. `of_one_core` are images for each second of processor time, of both processes, so that other work on
+the machine does not count; `of_clock` by the clock. `bare`: decoding, and decoding with resizing, alone, by either
+library. `resume`: a build killed (-9) half way, then run again. `open`: an unchanged store of many tiny images, in a
+fresh process, from the list of paths to the view: a stat of each file, the index, checksums of a sample. Writes
+benchmarks/results/store.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from pictures import make
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULT = ROOT / "benchmarks" / "results" / "store.json"
+CODE = ROOT / "template" / "{{cookiecutter.project_slug}}" / "code"
+SIDE = 640
+QUALITY = 82  # 232 kB a picture
+TINY = 16  # pixels of the many images, and of the side they are stored at
+ROUNDS = 3
+
+
+def step(name: str, *arguments: str | Path | int) -> dict[str, Any]:
+    """Run a step in a fresh process, whatever its end; returns its figures."""
+    done = subprocess.run(
+        [sys.executable, __file__, "--step", name, *map(str, arguments)],
+        check=False, stdout=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": str(CODE), "PYTHONDONTWRITEBYTECODE": "1"},
+    )  # fmt: skip
+    if done.returncode not in (0, -signal.SIGKILL):
+        raise SystemExit(f"the step {name} failed")
+    return dict(json.loads(done.stdout)) if done.stdout else {}
+
+
+def listed(directory: str) -> list[str]:
+    """The pictures below a directory."""
+    return sorted(str(path) for path in Path(directory).rglob("*.[jp][pn]g"))
+
+
+def bare(directory: str) -> dict[str, Any]:
+    """Decoding alone, and with resizing: images a second of processor time, the best of some rounds."""
+    from lab.fast.store_decode import Jpegs, Recipe, decode  # noqa: PLC0415
+
+    cv2.setNumThreads(0)
+    paths = listed(directory)
+    contents = [Path(path).read_bytes() for path in paths[:200]]
+    recipe = Recipe(SIDE)
+    figures = {
+        "opencv_read_and_resized": _rate(lambda path: recipe.resize(cv2.imread(path)), paths),
+        "opencv_decoded": _rate(lambda each: cv2.imdecode(np.frombuffer(each, np.uint8), cv2.IMREAD_COLOR), contents),
+        "opencv_decoded_and_resized": _rate(lambda each: decode(each, "", recipe), contents),
+    }
+    try:
+        jpegs = Jpegs()
+    except ImportError:
+        return figures
+    figures["torchvision_decoded"] = _rate(jpegs.decode, contents)
+    figures["torchvision_decoded_and_resized"] = _rate(lambda each: decode(each, "", recipe, jpegs), contents)
+    return figures
+
+
+def _rate(act: Callable[[Any], object], over: list[Any]) -> float:
+    best = float("inf")
+    for _ in range(ROUNDS):
+        begun = time.process_time()
+        for each in over:
+            act(each)
+        best = min(best, time.process_time() - begun)
+    return round(len(over) / best, 1)
+
+
+def built(directory: str, cache: str, side: str, die_at: str) -> dict[str, Any]:
+    """Build, or resume, or only open; `die_at` images done this process kills itself."""
+    from lab.fast import store_build  # noqa: PLC0415
+    from lab.fast.store_decode import Recipe  # noqa: PLC0415
+
+    # torch's import takes seconds, once; it is not what is measured here
+    decoder = "torchvision" if store_build._swift(store_build.WORTH_TORCH) else "opencv"
+    paths = listed(directory)
+    done = [0]
+
+    def progress(count: int, _: int) -> None:
+        done[0] = count
+        if count >= int(die_at) > 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    begun, before = time.perf_counter(), time.process_time()
+    store = store_build.build(Path(cache), "benchmark", paths, Recipe(int(side)), 1, progress)
+    clock, parent = time.perf_counter() - begun, time.process_time() - before
+    worker = resource.getrusage(resource.RUSAGE_CHILDREN)
+    figures: dict[str, Any] = {"images": len(store), "done_now": done[0], "seconds": round(clock, 3)}
+    figures["processor_seconds_of_parent"] = round(parent, 3)
+    if done[0]:
+        figures["images_per_second_of_one_core"] = round(done[0] / (parent + worker.ru_utime + worker.ru_stime), 1)
+        figures["images_per_second_of_clock"] = round(done[0] / clock, 1)
+        figures["decoder"] = decoder
+    return figures
+
+
+def scatter(directory: Path, count: int) -> None:
+    """Many tiny pictures, a thousand a directory, each different."""
+    for number in range(count):
+        place = directory / f"{number // 1000:04d}"
+        if number % 1000 == 0:
+            place.mkdir(parents=True)
+        image = np.full((TINY, TINY, 3), 7, np.uint8)
+        image[0, :4, 0] = [number >> shift & 255 for shift in (0, 8, 16, 24)]
+        (place / f"{number:07d}.png").write_bytes(cv2.imencode(".png", image)[1].tobytes())
+
+
+def main() -> None:
+    """Measure, print the figures, keep them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pictures", type=int, default=400)
+    parser.add_argument("--many", type=int, default=100_000)
+    parser.add_argument("--step", nargs="+", help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.step:
+        name, *arguments = asked.step
+        print(json.dumps({"bare": bare, "built": built}[name](*arguments)))
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        place = Path(scratch)
+        make(place / "large", asked.pictures, 1280, 720, QUALITY)
+        sizes = [file.stat().st_size for file in (place / "large/images").rglob("*.jpg")]
+        figures: dict[str, Any] = {"jpeg_kb": round(sum(sizes) / len(sizes) / 1000)}
+        figures["bare_images_per_second_of_one_core"] = step("bare", place / "large")
+        figures["build"] = max(
+            (_fresh(place, "large") for _ in range(ROUNDS)), key=lambda each: each["images_per_second_of_one_core"]
+        )
+        figures["second_start"] = step("built", place / "large", place / "cache", SIDE, 0)
+        shutil.rmtree(place / "cache")
+        step("built", place / "large", place / "cache", SIDE, asked.pictures // 2)
+        figures["resume_after_kill_half_way"] = step("built", place / "large", place / "cache", SIDE, 0)
+        shutil.rmtree(place / "cache")
+        scatter(place / "many", asked.many)
+        step("built", place / "many", place / "cache", TINY, 0)
+        opened = [step("built", place / "many", place / "cache", TINY, 0) for _ in range(ROUNDS)]
+        figures["open"] = min(opened, key=lambda each: float(each["seconds"]))
+    said = {
+        "date": datetime.date.today().isoformat(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} processors, {_processor()}",
+        "python": platform.python_version(),
+        "opencv": cv2.__version__,
+        **figures,
+    }
+    RESULT.write_text(json.dumps(said, indent=2) + "\n")
+    print(json.dumps(said, indent=2))
+
+
+def _fresh(place: Path, name: str) -> dict[str, Any]:
+    shutil.rmtree(place / "cache", ignore_errors=True)
+    return step("built", place / name, place / "cache", SIDE, 0)
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+if __name__ == "__main__":
+    main()
