@@ -60,7 +60,8 @@ def read_text(path: Path) -> str:
 # LAB_…: not the names of the overrides, which compose would take from the shell instead of the decision
 KEYS = (
     "COMPOSE_FILE", "COMPOSE_PATH_SEPARATOR", "COMPOSE_PROJECT_NAME", "DEV_UID", "DEV_GID", "LAB_TORCH_VERSION",
-    "LAB_TORCHVISION_VERSION", "LAB_TORCH_BUILD", "LAB_TORCH_INDEX", "HOST_CA",
+    "LAB_TORCHVISION_VERSION", "LAB_TORCH_BUILD", "LAB_TORCH_INDEX", "HOST_CA", "TENSORBOARD_PORT", "JUPYTER_PORT",
+    "SSH_PORT", "SERVE_PORT", "JUPYTER_TOKEN",
 )  # fmt: skip
 
 BOM = "\ufeff"  # some editors of Windows begin a file with it, and compose skips it
