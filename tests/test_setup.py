@@ -15,7 +15,7 @@ from hosts import CATALOGUE, DescribedHost, facts, gpu, slice_uuid
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from generator.hostkit import certificates, decision, setup
+from generator.hostkit import certificates, decision, mirrors, setup
 from generator.hostkit import project as files
 from generator.hostkit.catalogue import BadRequest
 from generator.hostkit.engine import Docker, Running
@@ -279,7 +279,7 @@ def test_splitting_keeps_every_byte_and_settles(lines):
 def test_compose_reads_no_name_that_a_shell_overrides_the_decision_with(project):
     run(project, facts("4090"))
     assert set(block(project)) & set(OVERRIDES) == {"COMPOSE_PROJECT_NAME"}
-    assert set(block(project)) == set(files.KEYS)
+    assert set(block(project)) == set(files.KEYS) - set(mirrors.NAMES)  # those only where mirrors.conf sets them
 
 
 def test_an_override_below_a_damaged_block_is_the_users(project):

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Mapping
 
-from . import services
+from . import mirrors, services
 from .catalogue import BadRequest, Catalogue
 from .certificates import collect_certificates
 from .decision import Decision, decide
@@ -35,11 +35,13 @@ def run(project: Path, accel: str | None, catalogue: Catalogue, facts: Facts | N
         settings = project_settings(project)
         own, _ = split_env(read_text(project / ".env"))
         wishes = read_wishes(os.environ, own, accel)
+        sources = mirrors.chosen(project, wishes.mirrors or settings.mirrors, settings.python)
+        wishes = wishes._replace(index_base=wishes.index_base or sources.get("TORCH_INDEX_BASE", ""))
         facts = facts or probe(project, needs=needs(project), patience=PATIENCE)
         decision = decide(facts, settings, wishes, catalogue)
         _sweep(project)
         owner = _owner(project, facts)
-        wanted = files(project, settings, facts, decision, wishes)
+        wanted = files(project, settings, facts, decision, wishes, sources)
         notes = [*_about_identity(project, facts), *(_stale(facts, decision) or _changed(project, wanted))]
         for name, content in wanted.items():
             write_atomically(project / name, content, owner)
@@ -54,7 +56,9 @@ def run(project: Path, accel: str | None, catalogue: Catalogue, facts: Facts | N
     return 0
 
 
-def files(project: Path, settings: Project, facts: Facts, decision: Decision, wishes: Wishes) -> dict[str, bytes]:
+def files(
+    project: Path, settings: Project, facts: Facts, decision: Decision, wishes: Wishes, sources: Mapping[str, str]
+) -> dict[str, bytes]:
     """What the files have to hold, by their path below the project. Raises CannotWrite, BadRequest."""
     overlay = project / f"compose.{decision.accel}.yaml"
     text = read_text(overlay)
@@ -68,6 +72,7 @@ def files(project: Path, settings: Project, facts: Facts, decision: Decision, wi
     name = wishes.project_name or compose_project_name(settings.slug, facts, project)
     name = "" if said.get("COMPOSE_PROJECT_NAME") else name
     chosen = services.settings(project, said, own_values(block), facts.system)
+    chosen.update(mirrors.unless_set(sources, said))  # Python 3.8 has no |=
     env = own + env_block(decision, identity(project, facts), name, chosen)
     return {
         services.KEYS_FILE: services.public_keys(os.environ, said, project),
@@ -78,7 +83,7 @@ def files(project: Path, settings: Project, facts: Facts, decision: Decision, wi
 
 
 def env_block(decision: Decision, ids: tuple[int, int], name: str, chosen: Mapping[str, str]) -> str:
-    """Our lines of .env: what was decided, and what was `chosen` for the services.
+    """Our lines of .env: what was decided, and what was `chosen` for the services and of the mirrors.
 
     `name` is for compose, "" leaves it to the user's own line, which ours must not follow.
     """
