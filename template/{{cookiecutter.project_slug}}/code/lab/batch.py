@@ -26,6 +26,8 @@ MOST = 1024  # images a step of one GPU; past it, a larger batch gains nothing
 TRIES = 12
 LABELS_READ = 20_000  # label files; a sample is enough to meet a crowded image
 MOSAIC = 4  # pictures in a mosaic, each of which may be the most crowded one
+STEPS = 2  # the optimiser's moments are there from the second one on
+SCALE = 16.0  # of the gradients: small, so that no step is left out for an overflow
 
 # bytes in use on the device at the worst moment of a step with so many images; None when they do not fit
 Measure = Callable[[int], "int | None"]
@@ -238,6 +240,25 @@ def measure_all(request: dict[str, Any], worst_step: Callable[[Any, int], None],
         about = asdict(found) if found else {"batch": None}
         outcome.append({"device": name, **about})
     Path(request["result"]).write_text(json.dumps({"devices": outcome}), encoding="utf-8")
+
+
+def largest_side(request: dict[str, Any], stride: int) -> int:
+    """The longest side that a step may see: half as long again with --multi-scale, a multiple of the stride."""
+    return int(request["imgsz"] * 1.5 + stride - 1) // stride * stride if request["multi_scale"] else request["imgsz"]
+
+
+def take_steps(torch: Any, model: Any, optimizer: Any, ema: Any, amp: bool, loss: Callable[[], Any]) -> None:
+    """STEPS optimiser steps as both engines do them; `loss()` is what one forward pass gives, a single number."""
+    scaler = torch.amp.GradScaler("cuda", init_scale=SCALE, enabled=amp)
+    model.train()
+    for _ in range(STEPS):
+        scaler.scale(loss()).backward()
+        scaler.unscale_(optimizer)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm=10.0)
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+        ema.update(model)
 
 
 def _measure(worst_step: Callable[[Any, int], None], device: Any, meter: Any) -> Measure:

@@ -131,6 +131,8 @@ def data_check(
             f"lists, deleted {moved.caches} stale caches; `lab data check {project.show(found.file)} --undo` brings "
             "the pictures back"
         )
+        if moved.refused:
+            print(f"lab: left as they were: {check_fix.told(moved.refused)}", file=sys.stderr)
         result = _checked(found, project, workers)
     page = check_page.write(found, project, result)
     _tell(project, found, result)

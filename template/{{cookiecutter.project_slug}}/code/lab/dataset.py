@@ -17,6 +17,7 @@ from lab.project import Project
 # picture formats that both engines read
 IMAGES = frozenset((".bmp", ".dng", ".jpeg", ".jpg", ".mpo", ".png", ".tif", ".tiff", ".webp", ".pfm"))
 SPLITS = ("train", "val", "test")
+COPIED = ", with absolute paths"  # how the first line of our copies ends, behind the name of the original
 
 
 @dataclass(frozen=True)
@@ -272,10 +273,19 @@ def write_absolute(dataset: Dataset, directory: Path) -> Path:
     said["names"] = dataset.names
     file = directory / "data.yaml"
     file.write_text(
-        f"# {dataset.file}, with absolute paths\n" + yaml.safe_dump({**said, **dataset.extra}, sort_keys=False),
+        f"# {dataset.file}{COPIED}\n" + yaml.safe_dump({**said, **dataset.extra}, sort_keys=False),
         encoding="utf-8",
     )
     return file
+
+
+def original(file: Path) -> Path | None:
+    """The data set's yaml file of which `file` is a copy by `write_absolute`; None when it is none."""
+    try:
+        first = file.read_text(encoding="utf-8").partition("\n")[0]
+    except (OSError, UnicodeDecodeError):
+        return None
+    return Path(first[2:].removesuffix(COPIED)) if first.startswith("# ") and first.endswith(COPIED) else None
 
 
 def _absolute_list(source: Path, copy: Path) -> Path:

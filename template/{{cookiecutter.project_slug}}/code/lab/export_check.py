@@ -28,9 +28,11 @@ from lab.options import Request
 from lab.project import CODE, Project
 
 PICTURES = 8
+LOOKED_AT = 32  # for a checkpoint that finds nothing on the first ones
+FEW = 5  # detections a picture that are enough to compare
 # Of the image size for boxes, absolute for scores. Half precision keeps 11 bits: half a pixel at 640 in each step.
 TOLERANCE = {"float32": 1e-3, "half": 1e-2}
-CONFIDENCE = 0.25  # from which a prediction counts as a detection
+CONFIDENCE = 0.25  # from which a prediction counts as a detection, unless the checkpoint is nowhere so sure
 SAME = 0.9  # overlap from which two detections of one class are the same
 
 # format -> (package, what the package index calls it)
@@ -61,6 +63,12 @@ class Difference:
     scores_mean: float | None
     same: int  # detections of both
     detections: int  # of the one that has more
+    confidence: float = CONFIDENCE  # from which they count
+
+    @property
+    def compared(self) -> bool:
+        """Whether there was anything to compare."""
+        return self.boxes_max is not None or self.detections > 0
 
     def agrees(self, tolerance: float, size: int) -> bool:
         """Whether boxes agree to `tolerance` of `size` pixels and scores to `tolerance`; else, 9 of 10 detections."""
@@ -93,12 +101,19 @@ def check(request: Request, project: Project, engine: str, checkpoint: Path, sin
     if not known:
         return
     size = request.get("imgsz", [project.image_size])
-    images, origin = pictures(request, project, (size[0], size[-1]))
     with tempfile.TemporaryDirectory(prefix="lab-export-") as scratch:
-        reference = checkpoint_predictions(project, engine, checkpoint, images, Path(scratch), None)
+
+        def predict(images: Array) -> Array:
+            return checkpoint_predictions(project, engine, checkpoint, images, Path(scratch), None)
+
+        images, reference, origin = telling_pictures(request, project, engine, (size[0], size[-1]), predict)
     batch = int(request.get("batch_size", 1))
+    # YOLOv5 knows the option for TensorFlow's formats only
+    suppressed = (
+        float(request.get("conf_thres", CONFIDENCE)) if "nms" in request.given and engine == "yolov5u" else None
+    )
     found = [
-        compare(form, RUNTIMES[form](file, images, batch), reference, engine, "nms" in request.given)
+        compare(form, RUNTIMES[form](file, images, batch), reference, engine, suppressed)
         for form, file in known.items()
     ]
     precision = "int8" if "int8" in request.given else "half" if "half" in request.given else "float32"
@@ -109,13 +124,22 @@ def check(request: Request, project: Project, engine: str, checkpoint: Path, sin
             "lab: eight-bit integers are coarse by nature: judge them with `lab val` on the exported file", flush=True
         )
         return
+    for one in (one for one in found if not one.compared):
+        print(
+            f"lab: {one.form}: nothing was compared, because neither it nor {project.show(checkpoint)} finds anything "
+            f"on {len(images)} pictures of {origin}: name pictures that hold its classes with --data, or train longer",
+            flush=True,
+        )
+    found = [one for one in found if one.compared]
     wrong = [one.form for one in found if not one.agrees(tolerance, max(size))]
     words = f"{tolerance:.0e} of the image size for boxes, {tolerance:.0e} for scores ({precision})"
     if wrong:
         differ = "differs" if len(wrong) == 1 else "differ"
         raise LabError(f"{' and '.join(wrong)} {differ} from {project.show(checkpoint)} by more than {words}", FAILED)
-    agree = "agrees" if len(known) == 1 else "agree"
-    print(f"lab: {' and '.join(known)} {agree} with {project.show(checkpoint)}, within {words}", flush=True)
+    if found:
+        agree = "agrees" if len(found) == 1 else "agree"
+        forms = " and ".join(one.form for one in found)
+        print(f"lab: {forms} {agree} with {project.show(checkpoint)}, within {words}", flush=True)
 
 
 def written(checkpoint: Path, form: str, since: float) -> Path | None:
@@ -125,23 +149,46 @@ def written(checkpoint: Path, form: str, since: float) -> Path | None:
     return max(found, key=lambda path: path.stat().st_mtime, default=None)
 
 
-def pictures(request: Request, project: Project, size: tuple[int, int]) -> tuple[Array, str]:
-    """Up to PICTURES validation pictures of the data set as N x 3 x H x W, and where they are from.
+def pictures(request: Request, project: Project, size: tuple[int, int], most: int = PICTURES) -> tuple[Array, str]:
+    """Up to `most` validation pictures of the data set as N x 3 x H x W, and where they are from.
 
     Made-up ones when there is no data set.
     """
     name = request.get("data", project.data)
     try:
         found = data.open_dataset(name, project, ("val",))
-        read = [cv2.imread(str(file)) for file in itertools.islice(found.images("val"), PICTURES)]
+        read = [cv2.imread(str(file)) for file in itertools.islice(found.images("val"), most)]
         origin = project.show(found.file)
     except LabError:
         read, origin = [], ""
     images: list[Any] = [image for image in read if image is not None]
     if not images:
-        recipe = demo.Recipe(images=2 * PICTURES, size=max(size))
-        images, origin = [demo.draw(recipe, "val", number)[0] for number in range(PICTURES)], "made-up shapes"
+        recipe = demo.Recipe(images=2 * most, size=max(size))
+        images, origin = [demo.draw(recipe, "val", number)[0] for number in range(most)], "made-up shapes"
     return np.stack([letterbox(image, size) for image in images]), origin
+
+
+def telling_pictures(
+    request: Request, project: Project, engine: str, size: tuple[int, int], predict: Callable[[Array], Array]
+) -> tuple[Array, Array, str]:
+    """PICTURES pictures, what `predict` says of them, and where they are from.
+
+    The first ones; where nothing is found on those, the ones with the surest predictions of LOOKED_AT.
+    """
+    images, origin = pictures(request, project, size)
+    reference = predict(images)
+    if sureness(reference, engine).max() >= CONFIDENCE or len(images) < PICTURES:
+        return images, reference, origin
+    images, origin = pictures(request, project, size, LOOKED_AT)
+    reference = predict(images)
+    best = np.argsort(-sureness(reference, engine).max(axis=1), kind="stable")[:PICTURES]
+    return images[best], reference[best], origin
+
+
+def sureness(reference: Array, engine: str) -> Array:
+    """The best score of each prediction, N x P."""
+    best: Array = decode(reference, engine)[1].max(axis=2)
+    return best
 
 
 def checkpoint_predictions(
@@ -172,20 +219,34 @@ def gap(a: Array, b: Array) -> tuple[float, float]:
     return float(distance.max()), float(distance.mean())
 
 
-def compare(form: str, raw: Array, reference: Array, engine: str, suppressed: bool = False) -> Difference:
-    """`raw` of an export against `reference` of the .pt. `suppressed`: `raw` is N x M x 6, boxes as (left, top, right,
-    bottom, score, class)."""
+def compare(form: str, raw: Array, reference: Array, engine: str, suppressed: float | None = None) -> Difference:
+    """`raw` of an export against `reference` of the .pt.
+
+    `suppressed`, of an export with suppression inside the model: the confidence from which it keeps detections; `raw`
+    is then N x M x 6, boxes as (left, top, right, bottom, score, class).
+    """
     boxes, scores = decode(reference, engine)
-    truth = [suppress(b, s, CONFIDENCE) for b, s in zip(boxes, scores, strict=True)]
-    if suppressed:
-        detections = [[_detection(row) for row in rows if row[4] >= CONFIDENCE] for rows in raw]
-        return Difference(form, None, None, None, None, *_agreement(detections, truth))
+    confidence = _confidence(scores.max(axis=2))
+    if suppressed is not None:
+        confidence = max(confidence, suppressed)
+    truth = [suppress(b, s, confidence) for b, s in zip(boxes, scores, strict=True)]
+    if suppressed is not None:
+        detections = [[_detection(row) for row in rows if row[4] >= confidence] for rows in raw]
+        return Difference(form, None, None, None, None, *_agreement(detections, truth), confidence)
     if raw.shape != reference.shape:
         gap(raw, reference)
     boxes_of, scores_of = decode(raw.astype(np.float32), engine)
-    detections = [suppress(b, s, CONFIDENCE) for b, s in zip(boxes_of, scores_of, strict=True)]
+    detections = [suppress(b, s, confidence) for b, s in zip(boxes_of, scores_of, strict=True)]
     same, total = _agreement(detections, truth)
-    return Difference(form, *gap(boxes_of, boxes), *gap(scores_of, scores), same, total)
+    return Difference(form, *gap(boxes_of, boxes), *gap(scores_of, scores), same, total, confidence)
+
+
+def _confidence(best: Array) -> float:
+    """CONFIDENCE, or, where no score reaches it, what the FEW surest predictions of each picture reach on average."""
+    if best.max() >= CONFIDENCE:
+        return CONFIDENCE
+    count = min(FEW * len(best), best.size)
+    return float(np.partition(best.ravel(), -count)[-count])
 
 
 def _detection(row: Array) -> Detection:
@@ -225,7 +286,12 @@ def _print(found: list[Difference], checkpoint: Path, pictures: int, origin: str
     for one in found:
         numbers = (one.boxes_max, one.boxes_mean, one.scores_max, one.scores_mean)
         table.add_row(one.form, *("-" if n is None else f"{n:.1e}" for n in numbers), f"{one.same} of {one.detections}")
-    Console(width=None).print(table)
+    console = Console(width=None)
+    console.print(table)
+    least = min(one.confidence for one in found)
+    if least < CONFIDENCE:
+        words = f"lab: no score reaches {CONFIDENCE} on these pictures, so detections count from {least:.1e} here"
+        console.print(words, soft_wrap=True, highlight=False)
 
 
 def _in_batches(images: Array, batch: int, call: Callable[[Array], Any]) -> Array:

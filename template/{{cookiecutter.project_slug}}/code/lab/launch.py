@@ -94,7 +94,8 @@ def run_here(
 def _command(call: Call, scratch: Path) -> list[str]:
     words = [str(call.script), str(scratch / "request.json")]
     if call.processes > 1 or call.meeting.nodes > 1:
-        words = [str(CODE / "lab" / "run_ranks.py"), *call.meeting.torchrun(call.processes), *words]
+        logs = ["--log-dir", str(scratch / "ranks")]  # torchrun makes a directory in /tmp otherwise, and leaves it
+        words = [str(CODE / "lab" / "run_ranks.py"), *logs, *call.meeting.torchrun(call.processes), *words]
     return [sys.executable, *words]
 
 
@@ -107,8 +108,8 @@ def _wait(
     limit: float | None = None,
     watched: Path | None = None,
 ) -> tuple[int, bool]:
-    # PET_… are torchrun's options as variables, which Kubeflow sets
-    for name in (*TORCHRUN, *(name for name in environment if name.startswith("PET_"))):
+    # PET_… are torchrun's options as variables, which Kubeflow sets; the others it leaves to those whom it starts
+    for name in (*TORCHRUN, *(name for name in environment if name.startswith(("PET_", "TORCHELASTIC_")))):
         environment.pop(name, None)
     # Its own session: the terminal's Ctrl-C reaches us alone, and we stop the child's main process first, so that it
     # closes its workers instead of all of them shouting at once.

@@ -67,19 +67,32 @@ def preflight_gpus() -> list[str]:
 def main(project: Project, meeting: Meeting, planned: Plan) -> int:
     """Check and print; returns 0 when all is well, 1 when a node differs.
 
-    Raises LabError when not all ranks met, and on a single node for data that was named and cannot be opened.
+    Raises LabError when not all ranks met, and for data that was named and no node can open.
     """
     facts = preflight_facts.of_node(project, planned.data) | {"launch": f"{meeting.nodes} x {planned.ranks}"}
+    named = planned.data != project.data
     if meeting.nodes == 1:
-        if planned.data != project.data:  # several nodes are compared first: one may lack what the others have
+        if named:
             dataset.open_dataset(planned.data, project)
         nodes = [muster.Node(0, muster.own_name(), facts)]
         return _judge(nodes, _measure(project, meeting, planned, None), planned, True)
     _say(f"waiting for {meeting.nodes} nodes at {meeting.endpoint}, {planned.limit:.0f} s at most")
     with muster.joined(meeting, facts, planned.limit) as line:
-        same = len({(node.facts["torch"], node.facts["launch"]) for node in line.nodes}) == 1
-        report = _measure(project, line.meeting, planned, line) if same else {}
-        return _judge(line.nodes, report, planned, line.meeting.node_rank == 0)
+        # a node that lacks what others have is named with the other differences
+        if not named or not _on_no_node(line.nodes):
+            return _compared(project, planned, line)
+    dataset.open_dataset(planned.data, project)
+    raise LabError(f"{planned.data} was on no node")  # and has come since
+
+
+def _on_no_node(nodes: Sequence[muster.Node]) -> bool:
+    return all(node.facts.get("data") == preflight_facts.MISSING for node in nodes)
+
+
+def _compared(project: Project, planned: Plan, line: muster.Line) -> int:
+    same = len({(node.facts["torch"], node.facts["launch"]) for node in line.nodes}) == 1
+    report = _measure(project, line.meeting, planned, line) if same else {}
+    return _judge(line.nodes, report, planned, line.meeting.node_rank == 0)
 
 
 def _measure(project: Project, meeting: Meeting, planned: Plan, line: muster.Line | None) -> dict[str, Any]:
@@ -130,7 +143,7 @@ def _judge(nodes: Sequence[muster.Node], report: dict[str, Any], planned: Plan, 
         else:
             _say("the network was not measured, because ranks of different kinds cannot meet")
         remarks += list(advice(nodes, report))
-    if all(node.facts.get("data") == preflight_facts.MISSING for node in nodes):
+    if _on_no_node(nodes):
         remarks.append(f"data: {planned.data} is on no node, so it was not compared")
     for sentence in remarks:
         _say(sentence)

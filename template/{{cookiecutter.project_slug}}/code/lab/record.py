@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from lab import limits, telemetry
-from lab.dataset import Dataset
+from lab.dataset import Dataset, original
 from lab.errors import INTERRUPTED, LabError
 from lab.project import Project
 
@@ -117,7 +117,7 @@ def kept(  # a run has so many sides
     """Keep the record of one run in `directory` while the block runs it.
 
     What takes a moment to find out (GPU, git, the data's fingerprint) is found beside the run, by a thread. A resumed
-    run goes on with its record.
+    run goes on with its record; its `command` is then the one that would make the whole run at once.
     """
     before = read(directory) if directory is not None and resumed_from else {}
     for one in before.get("attempts", []):
@@ -134,7 +134,7 @@ def kept(  # a run has so many sides
         "attempts": [],
         "seed": seed,
     }
-    again = {"status": "running", "ended": None, "resumed_from": resumed_from}
+    again = {"status": "running", "ended": None, "resumed_from": resumed_from, "command": command}
     record = Record(directory, {**begin, "resumed_from": None, **before, **(again if resumed_from else {})})
     finder = threading.Thread(target=_find, args=(record, project, dataset), name="record", daemon=True)
     if directory is not None:
@@ -163,7 +163,8 @@ def _find(record: Record, project: Project, dataset: Dataset | None) -> None:
     assert record.directory is not None
     record.update(git=git(project.root, record.directory))
     if dataset is not None and record.said.get("task") == "train":
-        about: Said = {"file": project.show(dataset.file), "fingerprint": None, "names": list(dataset.names.values())}
+        named = project.show(original(dataset.file) or dataset.file)  # not the run's own copy, from which it goes on
+        about: Said = {"file": named, "fingerprint": None, "names": list(dataset.names.values())}
         about["images"] = {split: sum(1 for _ in dataset.images(split)) for split in dataset.sources}
         record.update(data=about)
         record.update(data={**about, "fingerprint": fingerprint(dataset)})

@@ -101,6 +101,40 @@ def apart(given: Mapping[str, Any], runs: Path) -> dict[str, Any]:
     return {"project": str(runs / ".lab" / "nodes"), "name": socket.gethostname(), "exist_ok": True}
 
 
+def among_ranks(environment: Mapping[str, str] = os.environ) -> tuple[int, int] | None:
+    """This process's number on its machine and how many there are, where torchrun has started it; None elsewhere.
+
+    YOLOv5's tutorials say `python -m torch.distributed.run --nproc_per_node 4 train.py …`.
+    """
+    if "TORCHELASTIC_RUN_ID" not in environment or "LOCAL_RANK" not in environment:
+        return None
+    return int(environment["LOCAL_RANK"]), int(environment.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def devices_of_ranks(
+    given: Mapping[str, Any], ranks: int, environment: Mapping[str, str] = os.environ
+) -> dict[str, Any]:
+    """The option `device` that gives each of torchrun's `ranks` a GPU, where it is left out, as YOLOv5 does it.
+
+    Raises LabError where it names another number of them, and for torchrun on several machines.
+    """
+    machines = int(environment.get("GROUP_WORLD_SIZE", "1"))
+    if machines > 1:
+        raise LabError(
+            f"torchrun started this on {machines} machines: start `lab train --nodes {machines} --rdzv HOST:PORT` "
+            "without it on each of them"
+        )
+    device = str(given.get("device", ""))
+    if not device:
+        return {"device": ",".join(map(str, range(ranks)))} if ranks > 1 and "resume" not in given else {}
+    if len(device.split(",")) != ranks:
+        raise LabError(
+            f"--nproc_per_node {ranks} does not fit --device {device}: start train.py without torch.distributed.run, "
+            "it starts a process for each GPU that --device names"
+        )
+    return {}
+
+
 def endpoint(text: str) -> tuple[str, int]:
     """Host and port of `host`, `host:port`, `[address]` or `[address]:port`. Raises LabError."""
     found = re.fullmatch(r"(?:\[([0-9A-Fa-f:.%\w]+)\]|([^\s:/\[\]]+))(?::(\d{1,5}))?", text.strip())

@@ -197,8 +197,9 @@ def _state(run: Run, project: Project) -> str:
     if status == "running":
         return f'<p class="note">This run has not ended{done}: it is still going, or it was killed.</p>'
     if status == "stopped":
-        last = project.show(run.directory / "weights" / "last.pt")
-        resume = f"lab train --engine {run.engine} --resume {shlex.quote(last)}"
+        last = run.directory / "weights" / "last.pt"
+        place = project.show(last if last.is_file() else run.directory)  # without an epoch there is no checkpoint
+        resume = f"lab train --engine {run.engine} --resume {shlex.quote(place)}"
         return f'<p class="note">This run was stopped{done}. Go on with <code>{escape(resume)}</code></p>'
     return ""
 

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from lab import record, telemetry
+from lab.dataset import original
 from lab.errors import LabError
 from lab.project import Project
 
@@ -85,13 +86,7 @@ class Run:
         file = (self.said.get("data") or {}).get("file")
         if file:
             return str(file)
-        try:
-            # our copy with absolute paths begins with the name of the original
-            first = (self.directory / "data.yaml").read_text(encoding="utf-8").partition("\n")[0]
-        except (OSError, UnicodeDecodeError):
-            first = ""
-        named = re.fullmatch(r"# (.+), with absolute paths", first)
-        return named[1] if named else str(self.options.get("data") or "")
+        return str(original(self.directory / "data.yaml") or self.options.get("data") or "")
 
     @property
     def planned(self) -> int | None:

@@ -193,28 +193,49 @@ def mend_results(file: Path, epochs: int) -> None:
     """Keep the header and the whole lines of the first `epochs` epochs of results.csv.
 
     Both engines write an epoch's line before its checkpoint, so a kill in between would leave that epoch twice; and a
-    line may be cut short. YOLOv5 counts epochs from 0, yolov5u from 1; its lines begin with a plain number either way.
+    line may be cut short.
     """
     try:
         text = file.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return
-    lines = text.splitlines(keepends=True)
-    if epochs == 0 or not lines or not lines[0].endswith("\n"):
+    header, kept = _whole_lines(text, epochs)
+    if epochs == 0 or not header:
         file.unlink()
         return
-    columns = lines[0].count(",")
-    first = 0 if re.match(r"\s+epoch", lines[0]) else 1  # YOLOv5 pads its header
-    kept: dict[int, str] = {}
-    for line in lines[1:]:
-        number = re.match(r"\s*(\d+),", line)
-        if number and line.endswith("\n") and line.count(",") == columns and int(number[1]) < epochs + first:
-            kept[int(number[1])] = line  # of an epoch that was repeated, the later one
-    mended = lines[0] + "".join(kept[number] for number in sorted(kept))
+    mended = header + "".join(kept[number] for number in sorted(kept))
     if mended != text:
         part = file.with_name(f".{file.name}.{os.getpid()}")
         part.write_text(mended, encoding="utf-8")
         part.replace(file)
+
+
+def lost_results(file: Path, epochs: int) -> list[int]:
+    """Which of the first `epochs` epochs, counted from 1, have no whole line in results.csv, because it was cut."""
+    try:
+        text = file.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        text = ""
+    _, kept = _whole_lines(text, epochs)
+    return [number + 1 for number in range(epochs) if number not in kept]
+
+
+def _whole_lines(text: str, epochs: int) -> tuple[str, dict[int, str]]:
+    """The header, "" when it is cut short too, and the whole lines of the first `epochs` epochs, counted from 0.
+
+    YOLOv5 counts epochs from 0, yolov5u from 1; lines begin with a plain number either way.
+    """
+    header, *lines = text.splitlines(keepends=True) or [""]
+    if not header.endswith("\n"):
+        return "", {}
+    columns = header.count(",")
+    first = 0 if re.match(r"\s+epoch", header) else 1  # YOLOv5 pads its header
+    kept: dict[int, str] = {}
+    for line in lines:
+        number = re.match(r"\s*(\d+),", line)
+        if number and line.endswith("\n") and line.count(",") == columns and int(number[1]) < epochs + first:
+            kept[int(number[1]) - first] = line  # of an epoch that was repeated, the later one
+    return header, kept
 
 
 def best_so_far(file: Path) -> tuple[int, float] | None:

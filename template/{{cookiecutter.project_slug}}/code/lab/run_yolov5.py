@@ -13,13 +13,10 @@ from typing import Any
 sys.path[0] = str(
     Path(__file__).resolve().parents[1]
 )  # a script's own directory comes first; lab/ is no place to import from
-from lab.batch import measure_all  # noqa: E402
+from lab.batch import largest_side, measure_all, take_steps  # noqa: E402
 from lab.child import finished_weights, save_checkpoints_whole, serve, watch_amp  # noqa: E402
 from lab.errors import FAILED, LabError  # noqa: E402
 from lab.resume import best_so_far  # noqa: E402
-
-STEPS = 2  # the optimiser's moments are there from the second one on
-SCALE = 16.0  # of the gradients: small, so that no step is left out for an overflow
 
 
 def work(request: dict[str, Any]) -> None:
@@ -157,34 +154,23 @@ def measure_batch(request: dict[str, Any]) -> None:
         amp = watch_amp(check_amp)(model) if device.type == "cuda" else False
         optimizer = smart_optimizer(model, request["optimizer"], 0.01, 0.9, 0.0005)
         ema, loss_of = ModelEMA(model), ComputeLoss(model)
-        scaler = torch.amp.GradScaler("cuda", init_scale=SCALE, enabled=amp)
-        side, labels = _largest(request, int(model.stride.max())), _crowded(torch, batch, request)
-        model.train()
-        for _ in range(STEPS):
+        side, labels = largest_side(request, int(model.stride.max())), _crowded(torch, batch, request)
+
+        def loss() -> Any:
             images = torch.rand(batch, 3, side, side).to(device)
             with smart_amp_autocast(amp):
-                loss, _ = loss_of(model(images), labels.to(device))
-            scaler.scale(loss).backward()
-            scaler.unscale_(optimizer)
-            torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm=10.0)
-            scaler.step(optimizer)
-            scaler.update()
-            optimizer.zero_grad()
-            ema.update(model)
+                return loss_of(model(images), labels.to(device))[0]
+
+        take_steps(torch, model, optimizer, ema, amp, loss)
         # validation: twice the batch, padded by half a stride, on the average in half precision
-        side = request["imgsz"] + int(model.stride.max())
+        padded = request["imgsz"] + int(model.stride.max())
         judge = ema.ema.half() if amp else ema.ema
         with torch.no_grad():
-            images = torch.rand(2 * batch, 3, side, side).to(device)
+            images = torch.rand(2 * batch, 3, padded, padded).to(device)
             predictions, _ = judge(images.half() if amp else images)
             non_max_suppression(predictions, 0.001, 0.6, max_det=300)
 
     measure_all(request, worst_step, torch)
-
-
-def _largest(request: dict[str, Any], stride: int) -> int:
-    """The longest side that a step may see: half as long again with --multi-scale, a multiple of the stride."""
-    return int(request["imgsz"] * 1.5 + stride - 1) // stride * stride if request["multi_scale"] else request["imgsz"]
 
 
 def _crowded(torch: Any, batch: int, request: dict[str, Any]) -> Any:

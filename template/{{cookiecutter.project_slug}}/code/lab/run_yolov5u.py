@@ -12,12 +12,9 @@ from typing import Any
 sys.path[0] = str(
     Path(__file__).resolve().parents[1]
 )  # a script's own directory comes first; lab/ is no place to import from
-from lab.batch import measure_all  # noqa: E402
+from lab.batch import largest_side, measure_all, take_steps  # noqa: E402
 from lab.child import finished_weights, save_checkpoints_whole, serve, watch_amp  # noqa: E402
 from lab.limits import processors  # noqa: E402
-
-STEPS = 2  # the optimiser's moments are there from the second one on
-SCALE = 16.0  # of the gradients: small, so that no step is left out for an overflow
 
 
 def work(request: dict[str, Any]) -> None:
@@ -111,32 +108,26 @@ def measure_batch(yolo: Any, request: dict[str, Any]) -> None:  # noqa: ARG001  
         amp = watch_amp(check_amp)(model) if gpu else False
         kind = torch.optim.SGD if request["optimizer"] == "SGD" else torch.optim.AdamW
         optimizer = kind(model.parameters(), lr=0.01, **({"momentum": 0.9} if kind is torch.optim.SGD else {}))
-        ema, scaler = ModelEMA(model), torch.amp.GradScaler("cuda", init_scale=SCALE, enabled=amp)
-        stride = int(model.stride.max())
-        side = int(request["imgsz"] * 1.5 + stride - 1) // stride * stride
-        side = side if request["multi_scale"] else request["imgsz"]
+        ema, stride = ModelEMA(model), int(model.stride.max())
+        side = largest_side(request, stride)
         each = request["labels"]
         labels = {
             "batch_idx": torch.arange(batch).repeat_interleave(each).float(),
             "cls": torch.randint(0, request["classes"], (batch * each, 1)).float(),
             "bboxes": torch.rand(batch * each, 4) * 0.3 + 0.1,
         }
-        model.train()
-        for _ in range(STEPS):
+
+        def loss() -> Any:
             images = torch.rand(batch, 3, side, side).to(device)
             with autocast(amp, device=device.type):
-                loss, _ = model({"img": images, **{key: value.to(device) for key, value in labels.items()}})
-            scaler.scale(loss.sum()).backward()
-            scaler.unscale_(optimizer)
-            torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm=10.0)
-            scaler.step(optimizer)
-            scaler.update()
-            optimizer.zero_grad()
-            ema.update(model)
-        side = request["imgsz"] + stride
+                said, _ = model({"img": images, **{key: value.to(device) for key, value in labels.items()}})
+            return said.sum()
+
+        take_steps(torch, model, optimizer, ema, amp, loss)
+        padded = request["imgsz"] + stride
         judge = ema.ema.half() if amp else ema.ema
         with torch.no_grad():
-            images = torch.rand(2 * batch, 3, side, side).to(device)
+            images = torch.rand(2 * batch, 3, padded, padded).to(device)
             non_max_suppression(judge(images.half() if amp else images), 0.001, 0.7, max_det=300)
 
     measure_all(request, worst_step, torch)

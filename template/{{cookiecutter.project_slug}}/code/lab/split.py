@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,8 +116,11 @@ def _lines(groups: dict[str, list[str]], chosen: list[str]) -> str:
 
 
 def _names(images: Path, place: Path) -> Any:
-    """The classes: of a yaml file that is there, of classes.txt, else numbers for as many as the labels have."""
-    for file in (place / "data.yaml", *sorted(place.glob("*.yaml"))):
+    """The classes: of a yaml file in `place` or at the data set's root, of classes.txt, else numbers, as many as the
+    labels have.
+    """
+    bases = list(dict.fromkeys((place, _root(images))))
+    for file in (file for base in bases for file in (base / "data.yaml", *sorted(base.glob("*.yaml")))):
         try:
             said = yaml.safe_load(file.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError):
@@ -125,14 +128,14 @@ def _names(images: Path, place: Path) -> Any:
         if isinstance(said, dict) and said.get("names"):
             names = said["names"]
             return dict(enumerate(names)) if isinstance(names, list) else names
-    for file in (place / "classes.txt", images / "classes.txt"):
+    for file in (base / "classes.txt" for base in (*bases, images)):
         if file.is_file():
             lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
             return dict(enumerate(lines))
     most = max((number for picture in walked(images) for number in _numbers(picture)), default=-1)
     if most < 0:
         raise LabError(
-            f"{images}: its pictures have no labels, and no data.yaml or classes.txt in {place} names classes"
+            f"{images}: its pictures have no labels, and no data.yaml or classes.txt in {bases[-1]} names classes"
         )
     return {number: f"class {number}" for number in range(most + 1)}
 
@@ -163,6 +166,8 @@ def _write(file: Path, text: str, lists: dict[str, str], force: bool) -> None:
         there = [*there, file]
     if there and not again and not force:
         raise LabError(f"{there[0]} exists already: add --force to replace it, or name another directory with --out")
+    if not force:
+        _require_none_dropped([path for path in there if path.suffix == ".txt"], lists)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         for path in there:
@@ -172,3 +177,31 @@ def _write(file: Path, text: str, lists: dict[str, str], force: bool) -> None:
         file.write_text(text, encoding="utf-8")
     except OSError as error:
         raise LabError(f"{file.parent} cannot be written ({error.strerror})", FAILED) from error
+
+
+def _require_none_dropped(there: list[Path], lists: dict[str, str]) -> None:
+    """Raises LabError when a list has lines, added since we wrote it, that no new one has.
+
+    A line whose picture is gone is dropped; a picture that a list names twice, to be seen more often, is an addition.
+    """
+    new = Counter(line for text in lists.values() for line in text.splitlines())
+    for path in there:
+        try:
+            lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        except (OSError, UnicodeDecodeError):
+            raise LabError(
+                f"{path} cannot be read: add --force to replace it, or name another directory with --out"
+            ) from None
+        added = []
+        for line in lines:
+            named = f"./{os.path.normpath(line)}"
+            if new[named] > 0:
+                new[named] -= 1
+            elif (path.parent / line).exists():
+                added.append(line)
+        if added:
+            count = f"{len(added)} lines" if len(added) > 1 else "a line"
+            raise LabError(
+                f"{path} has {count} of yours that this split would drop, such as {added[0]}: add --force to drop "
+                f"{'them' if len(added) > 1 else 'it'}, or name another directory with --out"
+            )

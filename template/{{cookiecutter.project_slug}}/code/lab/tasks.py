@@ -32,7 +32,13 @@ def main(task: str, arguments: Sequence[str]) -> int:
 
         print_help(task)
         return 0
-    directory = perform(parse(task, arguments), open_project())
+    request = parse(task, arguments)
+    if task == "train" and (among := rendezvous.among_ranks()) is not None:
+        number, ranks = among
+        if number > 0:
+            return 0  # the first of torchrun's processes starts a rank for each GPU, by a torchrun of its own
+        request = request.with_options(**rendezvous.devices_of_ranks(request.given, ranks))
+    directory = perform(request, open_project())
     if directory is not None:
         say(f"results are in {open_project().show(directory)}")
     return 0

@@ -133,7 +133,7 @@ def _again(job: Job, start: Start, asked: Asked, smaller: int) -> Start:
     """The next attempt: from the newest checkpoint, if the last attempt got so far."""
     directory = _directory(start.prepared)
     standing = resume.look(directory)
-    last = resume.prepare(standing)
+    last = _made_ready(job, standing)
     where = f"goes on after {_finished_epochs(standing.epochs)}" if last else "begins anew: no epoch was finished"
     say(
         f"the GPU's memory did not suffice for --batch {asked.attempts[-1]['batch']}, so the run {where} with --batch "
@@ -142,6 +142,19 @@ def _again(job: Job, start: Start, asked: Asked, smaller: int) -> Start:
     prepared = replace(start.prepared, options={**start.prepared.options, "batch_size": smaller})
     job.engine.refuse("train", prepared.options)
     return Start(prepared, last, {**(start.changed or {}), "batch_size": smaller} if last else None)
+
+
+def _made_ready(job: Job, standing: Standing) -> Path | None:
+    """`resume.prepare`, and what results.csv has lost is said."""
+    results = standing.directory / "results.csv"
+    lost = resume.lost_results(results, standing.epochs)
+    if lost:
+        which = f"epoch {lost[0]}" if len(lost) == 1 else f"{len(lost)} epochs, {lost[0]} the first,"
+        say(
+            f"{job.project.show(results)} was cut: {which} of the {standing.epochs} in the checkpoint will be "
+            "missing from the curves, and early stopping will not know of what was measured in them"
+        )
+    return resume.prepare(standing)
 
 
 def _finished_epochs(number: int) -> str:
@@ -258,7 +271,7 @@ def _go_on(job: Job, directory: Path, given: dict[str, Any], log: IO[str] | None
             f"{name} has no checkpoint that is whole ({job.project.show(standing.torn[0])} is damaged), and nothing was"
             " changed: start a new run"
         )
-    last = resume.prepare(standing)
+    last = _made_ready(job, standing)
     for file in standing.torn:
         how = f"so it goes on from {standing.checkpoint.file.name}" if standing.checkpoint else "and there is no other"
         say(f"{job.project.show(file)} is cut short or damaged, {how}")

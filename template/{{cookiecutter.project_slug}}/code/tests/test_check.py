@@ -1,10 +1,13 @@
 """`lab data check` on a data set with a fault of every kind planted in it, and nothing else wrong."""
 
+import errno
 import json
 import os
 import random
 import shutil
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +19,7 @@ from lab import check, check_facts, check_fix, check_page, cli, dataset, demo, f
 from lab.check_kinds import KINDS
 from lab.check_store import Store, place
 from lab.errors import LabError
-from lab.project import Project
+from lab.project import CODE, Project
 
 Faults = set[tuple[str, str, str]]  # kind, split, name
 
@@ -424,6 +427,117 @@ def test_fix_keeps_a_label_that_another_picture_needs(root: Path, project: Proje
     check_fix.set_aside(opened(root, project), project)
     assert (root / "labels/train/000001.txt").is_file()
     assert (root / "aside/unreadable/images/train/000001.png").is_file()
+
+
+@pytest.fixture
+def in_a_list(root: Path) -> Path:
+    """The list of train, whose second and fourth picture are unreadable."""
+    for name in ("000001", "000003"):
+        (root / f"images/train/{name}.jpg").write_bytes(b"broken")
+    train = root / "train.txt"
+    train.write_text("".join(f"./images/train/{number:06}.jpg\n" for number in range(6)), encoding="utf-8")
+    text = (root / "data.yaml").read_text(encoding="utf-8").replace("images/train", "train.txt")
+    (root / "data.yaml").write_text(text, encoding="utf-8")
+    return train
+
+
+def test_undo_puts_lines_back_and_keeps_what_was_edited(in_a_list: Path, root: Path, project: Project) -> None:
+    before = in_a_list.read_text(encoding="utf-8").splitlines()
+    check.run(opened(root, project), project)
+    assert check_fix.set_aside(opened(root, project), project).lines == 2
+    edited = [line for line in in_a_list.read_text(encoding="utf-8").splitlines() if "000002" not in line]
+    in_a_list.write_text("\n".join([*edited, "./images/train/000009.jpg", ""]), encoding="utf-8")
+    check_fix.undo(opened(root, project))
+    after = in_a_list.read_text(encoding="utf-8").splitlines()
+    assert after[:3] == [before[0], before[1], before[4]]
+    assert after[3:] == [before[5], "./images/train/000009.jpg", before[3]]
+
+
+@pytest.mark.parametrize("ends", ["\n", "\r\n"])
+def test_undo_leaves_an_untouched_list_as_it_was(in_a_list: Path, root: Path, project: Project, ends: str) -> None:
+    lines = in_a_list.read_text(encoding="utf-8").splitlines()
+    in_a_list.write_bytes(ends.join([lines[1], lines[3], *lines]).encode())  # twice in the list, no end of line
+    before = in_a_list.read_bytes()
+    check.run(opened(root, project), project)
+    assert check_fix.set_aside(opened(root, project), project).lines == 4
+    check_fix.undo(opened(root, project))
+    assert in_a_list.read_bytes() == before
+
+
+# root may write everywhere but where it may not override permissions
+MAY_NOT = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
+
+
+@pytest.mark.skipif(bool(MAY_NOT) and shutil.which("setpriv") is None, reason="root may write everywhere")
+def test_fix_leaves_a_picture_with_the_label_that_it_cannot_move(root: Path, project: Project) -> None:
+    (root / "images/train/000001.jpg").write_bytes(b"broken")
+    (root / "images/val/000005.jpg").write_bytes(b"broken")
+    before = contents(root)
+    (root / "labels/train").chmod(0o555)
+    command = [*MAY_NOT, sys.executable, "-m", "lab", "data", "check", str(root / "data.yaml")]
+    environment = {**os.environ, "PYTHONPATH": str(CODE)}
+
+    def check_data(word: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [*command, word], cwd=project.root, env=environment, capture_output=True, text=True, check=False
+        )
+
+    try:
+        fixed = check_data("--fix")
+        assert fixed.returncode == 1
+        assert f"left as they were: {root}/images/train/000001.jpg ({root}/labels/train: Permission" in fixed.stderr
+        assert (root / "images/train/000001.jpg").is_file()
+        assert (root / "aside/unreadable/labels/val/000005.txt").is_file()
+        undone = check_data("--undo")
+        assert (undone.returncode, undone.stderr) == (0, "")
+    finally:
+        (root / "labels/train").chmod(0o755)
+    assert contents(root) == before
+
+
+def test_a_move_that_fails_half_way_is_taken_back(
+    root: Path, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (root / "images/train/000001.jpg").write_bytes(b"broken")
+    before = contents(root)
+    rename = Path.rename
+
+    def fails(self: Path, target: Path) -> Path:
+        if self.suffix == ".txt":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self))
+        return rename(self, target)
+
+    check.run(opened(root, project), project)
+    monkeypatch.setattr(Path, "rename", fails)
+    moved = check_fix.set_aside(opened(root, project), project)
+    assert moved.pictures == 0
+    assert "No space left" in moved.refused[0]
+    assert check_fix.undo(opened(root, project)) == 0
+    assert contents(root) == before
+
+
+def test_undo_goes_on_past_what_it_cannot_put_back(
+    root: Path, project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("000001", "000002", "000003"):
+        (root / f"images/train/{name}.jpg").write_bytes(name.encode())
+    before = contents(root)
+    check.run(opened(root, project), project)
+    check_fix.set_aside(opened(root, project), project)
+    (root / "images/train/000002.jpg").write_bytes(b"another")
+    (root / "aside/unreadable/images/train/000003.jpg").unlink()
+    undo = ["data", "check", str(root / "data.yaml"), "--undo"]
+    assert cli.main(undo) == 1
+    said = capsys.readouterr().err
+    assert "4 files are back; 2 could not be put back" in said
+    assert "images/train/000002.jpg (another file is in its place)" in said
+    assert "aside/unreadable/images/train/000003.jpg (is gone)" in said
+    assert cli.main(undo) == 1
+    assert "0 files are back; 1 could not be put back" in capsys.readouterr().err
+    (root / "images/train/000002.jpg").unlink()
+    assert cli.main(undo) == 0
+    del before["images/train/000003.jpg"]
+    assert contents(root) == before
 
 
 def test_the_same_directory_for_two_splits(root: Path, project: Project) -> None:

@@ -1,7 +1,12 @@
 """Tab completes commands, their options, and the values an option may have, in real shells where they are installed."""
 
+import os
+import pty
+import select
 import shutil
 import subprocess
+import time
+from pathlib import Path
 
 import pytest
 
@@ -45,12 +50,52 @@ def test_what_tab_offers(shell: str, typed: str) -> None:
     assert ask(shell, typed) == CASES[typed]
 
 
-def test_zsh_reads_it() -> None:
-    if shutil.which("zsh") is None:
-        pytest.skip("zsh is not installed here")
-    program = f"{completion.script('zsh', cli.app)}\n(( $+functions[_lab] )) && print yes"
-    done = subprocess.run(["zsh", "-f", "-i", "-c", program], capture_output=True, text=True, check=False)
-    assert done.stdout.strip().endswith("yes"), done.stderr
+# what is offered is written down on its way to the line editor
+ZSH_TAB = """
+compadd() {{ local -a offered; builtin compadd -O offered "$@"; print -l -- $offered >> {found}; builtin compadd "$@" }}
+bindkey '^I' complete-word
+bindkey '^U' kill-whole-line
+zle-line-init() {{ touch {ready} }}  # before that the terminal itself would act on the keys
+zle -N zle-line-init
+"""
+
+
+def ask_zsh(typed: str, place: Path) -> set[str]:
+    """What zsh offers when `typed` and Tab are typed on a terminal of it."""
+    found, ready, done = (place / name for name in ("found", "ready", "done"))
+    setting = place / "setting"
+    setting.write_text(completion.script("zsh", cli.app) + ZSH_TAB.format(found=found, ready=ready), encoding="utf-8")
+    ours, theirs = pty.openpty()
+    shell = subprocess.Popen(
+        ["zsh", "-f", "-i"],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        cwd=place,
+        env={**os.environ, "TERM": "dumb", "ZDOTDIR": str(place), "HOME": str(place)},
+        start_new_session=True,
+    )
+    os.close(theirs)
+    shown = bytearray()
+    try:
+        for keys, mark in ((f"source {setting}\n", ready), (f"{typed}\t\x15touch {done}\n", done)):
+            os.write(ours, keys.encode())
+            until = time.monotonic() + 60
+            while not mark.exists():
+                assert time.monotonic() < until, shown.decode(errors="replace")
+                if select.select([ours], [], [], 0.05)[0]:
+                    shown += os.read(ours, 4096)
+    finally:
+        shell.kill()
+        shell.wait()
+        os.close(ours)
+    return {line for line in found.read_text(encoding="utf-8").splitlines() if line} if found.exists() else set()
+
+
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="zsh is not installed here")
+@pytest.mark.parametrize("typed", [typed for typed, offered in CASES.items() if offered])
+def test_what_tab_offers_in_zsh(typed: str, tmp_path: Path) -> None:
+    assert ask_zsh(typed, tmp_path) == CASES[typed]
 
 
 def test_every_option_of_every_task_is_there() -> None:

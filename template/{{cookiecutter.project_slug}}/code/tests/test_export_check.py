@@ -11,6 +11,7 @@ from test_container import TRAIN, environment, lab
 from lab import cli, export_check, upstream
 from lab.errors import LabError
 from lab.export_check import compare, pictures, require_packages, written
+from lab.onnx_detect import Array
 from lab.options import Request
 from lab.project import CODE, ENGINES, Project
 
@@ -44,10 +45,79 @@ def test_scores_and_detections_are_compared() -> None:
 
 def test_a_suppression_inside_the_model_is_compared_by_its_detections() -> None:
     rows = np.array([[[40, 40, 60, 60, 0.81, 0], [260, 270, 340, 330, 0.72, 1], [0, 0, 0, 0, 0, 0]]], np.float32)
-    found = compare("onnx", rows, RAW, "yolov5", suppressed=True)
+    found = compare("onnx", rows, RAW, "yolov5", 0.25)
     assert (found.boxes_max, found.same, found.detections) == (None, 2, 2)
     assert found.agrees(1e-3, SIZE)
-    assert not compare("onnx", rows[:, 1:], RAW, "yolov5", suppressed=True).agrees(1e-3, SIZE)
+    assert not compare("onnx", rows[:, 1:], RAW, "yolov5", 0.25).agrees(1e-3, SIZE)
+
+
+def test_a_checkpoint_that_is_never_sure_is_compared_by_its_surest() -> None:
+    unsure = RAW.copy()
+    unsure[..., 4] *= 0.01
+    found = compare("onnx", unsure, unsure, "yolov5")
+    assert (found.same, found.detections) == (3, 3)
+    assert found.confidence < 0.25
+    rows = np.zeros((1, 5, 6), np.float32)  # and of a model that keeps nothing below a quarter there is nothing
+    found = compare("onnx", rows, unsure, "yolov5", 0.25)
+    assert (found.detections, found.compared) == (0, False)
+
+
+def test_the_confidence_of_a_suppression_inside_the_model_counts() -> None:
+    rows = np.array([[[40, 40, 60, 60, 0.81, 0], [0, 0, 0, 0, 0, 0]]], np.float32)
+    assert compare("onnx", rows, RAW, "yolov5", 0.75).agrees(1e-3, SIZE)  # the other one scores 0.72
+    assert not compare("onnx", rows, RAW, "yolov5", 0.25).agrees(1e-3, SIZE)
+
+
+@pytest.mark.parametrize("suppressed", [False, True])
+def test_a_comparison_of_nothing_says_so(
+    project: Project,
+    shapes: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    suppressed: bool,
+) -> None:
+    best = project.root / "best.pt"
+    best.with_suffix(".onnx").touch()
+
+    def unsure(count: int) -> Array:
+        raw = RAW.copy()
+        raw[..., 4] *= 0.01
+        return np.repeat(
+            raw[..., [0, 1, 2, 3, 5, 6]].transpose(0, 2, 1) * [[1], [1], [1], [1], [0.01], [0.01]], count, 0
+        )
+
+    monkeypatch.setattr(export_check, "checkpoint_predictions", lambda *words: unsure(len(words[3])))
+    nothing = np.zeros((2, 5, 6), np.float32)
+    runtimes = {"onnx": lambda _, images, __: nothing if suppressed else unsure(len(images))}
+    monkeypatch.setattr(export_check, "RUNTIMES", runtimes)
+    given = {"include": ["onnx"], "imgsz": [64], **({"nms": True} if suppressed else {})}
+    export_check.check(Request("export", given), project, "yolov5u", best, 0)
+    said = capsys.readouterr().out
+    if suppressed:
+        assert "onnx: nothing was compared, because neither it nor best.pt finds anything on 2 pictures of" in said
+        assert "agrees" not in said
+    else:
+        assert "no score reaches 0.25 on these pictures, so detections count from" in said
+        assert "0 of 0" not in said
+        assert "onnx agrees with best.pt" in said
+
+
+def test_more_pictures_are_looked_at_when_nothing_is_found(project: Project) -> None:
+    sizes: list[int] = []
+
+    def predict(images: Array) -> Array:
+        sizes.append(len(images))
+        raw = np.repeat(RAW * 0.1, len(images), 0)
+        if len(images) > 20:
+            raw[20] = RAW[0]
+        return raw
+
+    request = Request("export", {"data": "nowhere.yaml"})
+    images, reference, _ = export_check.telling_pictures(request, project, "yolov5", (64, 64), predict)
+    assert sizes == [export_check.PICTURES, export_check.LOOKED_AT]
+    assert len(images) == len(reference) == export_check.PICTURES
+    assert np.array_equal(reference[0], RAW[0])
+    assert np.array_equal(images[0], pictures(request, project, (64, 64), export_check.LOOKED_AT)[0][20])
 
 
 def test_another_shape_is_told() -> None:

@@ -72,6 +72,30 @@ def test_the_commands_of_a_tutorial(engine: str, project: Project, shapes: Path,
     assert reached == []
 
 
+@pytest.mark.container
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_tutorials_command_for_several_gpus(engine: str, project: Project, shapes: Path, tmp_path: Path) -> None:
+    if engine == "yolov5" and not upstream.present(CODE / "yolov5"):
+        pytest.skip("YOLOv5's source is not here: run `lab fetch` first")
+    train = f"train.py --engine {engine} --weights '' --cfg yolov5n.yaml --img 64 --batch 8 --epochs 1 --noplots"
+    for line, status, said in (
+        (
+            f"-m torch.distributed.run --nproc_per_node 1 {train} --workers 0 --device cpu",
+            0,
+            "results are in runs/train",
+        ),
+        (f"-m torch.distributed.run --nproc_per_node 2 {train} --device 0,1", 1, "no such GPU in this container"),
+    ):
+        words = [str(CODE / word) if word == "train.py" else word for word in shlex.split(line)]
+        done = subprocess.run(
+            [sys.executable, *words], env=environment(tmp_path / "log"), capture_output=True, text=True, check=False
+        )
+        assert done.returncode == status, done.stderr[-2000:]
+        ours = [line for line in done.stderr.splitlines() if line.startswith("lab: ")]
+        assert said in ours[-1], done.stderr
+    assert [run.name for run in (project.runs / "train").iterdir()] == ["exp"]
+
+
 def test_the_tutorial_is_understood_as_yolov5_would() -> None:
     for line in [*TUTORIAL.strip().splitlines(), *REFUSED["yolov5"], *REFUSED["yolov5u"]]:
         script, *words = shlex.split(line)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -226,6 +230,46 @@ def test_a_clock_that_is_off() -> None:
 def test_options_that_may_differ_are_not_compared() -> None:
     words = "--data /a/d.yaml --epochs 3 --device 0,1 --workers 4 --batch-size 8 --project /r --exist-ok --cache ram"
     assert preflight_facts._common(words.split()) == "--epochs 3 --batch-size 8 --cache ram"
+
+
+def test_data_that_no_node_has_is_refused_by_each(project: Project, port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight, "_measure", lambda *_: {})  # torch
+    ends: dict[tuple[str, int], Any] = {}
+
+    def node(data: str, rank: int) -> None:
+        planned = preflight.plan(project, data, "cpu", 1, 20)
+        try:
+            ends[data, rank] = preflight.main(project, Meeting(2, "127.0.0.1", port, rank), planned)
+        except LabError as error:
+            ends[data, rank] = error.status, error.sentence
+
+    for data in ("nope.yaml", ""):
+        threads = [threading.Thread(target=node, args=(data, rank)) for rank in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+    assert ends["", 0] == ends["", 1] == 0  # nobody named any, and there is none yet
+    for rank in range(2):
+        status, sentence = ends["nope.yaml", rank]
+        assert status == 2
+        assert "nope.yaml does not exist" in sentence
+
+
+@pytest.mark.container
+def test_ranks_leave_nothing_in_tmp(project: Project, tmp_path: Path) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    done = subprocess.run(
+        [sys.executable, "-m", "lab", "preflight", "--device", "cpu", "--ranks", "2"],
+        env={**os.environ, "PYTHONPATH": str(CODE), "TMPDIR": str(scratch)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 ranks on 1 node may start" in done.stderr
+    assert list(scratch.iterdir()) == []
 
 
 def test_facts_of_this_machine(project: Project) -> None:

@@ -3,10 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from lab import rendezvous
+from lab import cli, rendezvous, tasks
 from lab.engines import ENGINES, Prepared, translate
 from lab.errors import LabError
-from lab.options import parse
+from lab.options import Request, parse
 from lab.project import Project
 from lab.rendezvous import Meeting, apart, endpoint, interface, meeting, node_list, owns
 
@@ -142,3 +142,44 @@ def test_the_interface_of_an_address() -> None:
     assert interface("192.0.2.1") == ""
     assert socket.if_nametoindex(interface("127.0.0.1"))
     assert rendezvous.PORT == 29500
+
+
+@pytest.mark.parametrize(
+    ("words", "rank", "ranks", "device"),
+    [
+        ("--device 0,1", 0, 2, "0,1"),
+        ("", 0, 4, "0,1,2,3"),
+        ("", 0, 1, None),
+        ("--resume", 0, 2, None),  # the run knows
+        ("--device 0,1", 1, 2, "nothing is done"),
+        ("--device nonsense", 1, 2, "nothing is done"),  # one process says it
+    ],
+)
+def test_the_tutorials_torchrun_is_one_training(
+    project: Project, monkeypatch: pytest.MonkeyPatch, words: str, rank: int, ranks: int, device: str | None
+) -> None:
+    asked: list[Request] = []
+    monkeypatch.setattr(tasks, "perform", lambda request, _: asked.append(request))
+    for name, value in {"TORCHELASTIC_RUN_ID": "x", "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": ranks}.items():
+        monkeypatch.setenv(name, str(value))
+    assert cli.main(["train", *words.split()]) == 0
+    assert [request.given.get("device") for request in asked] == ([] if device == "nothing is done" else [device])
+
+
+@pytest.mark.parametrize(
+    ("words", "machines", "part"),
+    [
+        ("--device cpu", "1", "--nproc_per_node 2 does not fit --device cpu: start train.py without"),
+        ("--device 0,1,2,3", "1", "--nproc_per_node 2 does not fit --device 0,1,2,3"),
+        ("--device 0,1", "3", "lab train --nodes 3 --rdzv HOST:PORT"),
+    ],
+)
+def test_a_torchrun_that_cannot_be_meant(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: str, machines: str, part: str
+) -> None:
+    monkeypatch.setattr(tasks, "perform", lambda *_: pytest.fail("it began"))
+    around = {"TORCHELASTIC_RUN_ID": "x", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2", "GROUP_WORLD_SIZE": machines}
+    for name, value in around.items():
+        monkeypatch.setenv(name, value)
+    assert cli.main(["train", *words.split()]) == 2
+    assert part in capsys.readouterr().err

@@ -209,7 +209,7 @@ def test_hostile_names_are_text(project: Project, engine: list[int]) -> None:
             "the GPU's memory does not suffice",
             "This run failed</b> after 12 of 30 epochs: the GPU&#x27;s memory",
         ),
-        ("stopped", None, "lab train --engine yolov5 --resume runs/train/exp/weights/last.pt"),
+        ("stopped", None, "lab train --engine yolov5 --resume runs/train/exp/weights/last.pt<"),
         ("running", None, "has not ended after 12 of 30 epochs"),
     ],
 )
@@ -217,8 +217,18 @@ def test_a_run_that_did_not_end_says_so(
     project: Project, data: Path, engine: list[int], status: str, reason: str | None, words: str
 ) -> None:
     attempt = {"batch": 16, "started": "2026-11-23T08:00:00+00:00", "ended": None, "status": status, "reason": reason}
-    make_run(project.runs / "train" / "exp", data, epochs=12, planned=30, status=status, attempts=[attempt])
+    made = make_run(project.runs / "train" / "exp", data, epochs=12, planned=30, status=status, attempts=[attempt])
+    (made / "weights" / "last.pt").touch()
     assert words in write(project, "exp")
+
+
+def test_a_run_stopped_before_its_first_epoch_names_what_is_there(
+    project: Project, data: Path, engine: list[int]
+) -> None:
+    made = make_run(project.runs / "train" / "exp", data, status="stopped")
+    (made / "results.csv").unlink()
+    (made / "weights" / "best.pt").unlink()
+    assert "--resume runs/train/exp<" in write(project, "exp")
 
 
 def test_a_run_that_failed_before_its_first_epoch(project: Project, data: Path, engine: list[int]) -> None:

@@ -13,11 +13,13 @@ from typing import Any
 
 import pytest
 
-from lab import child, cli, dataset, limits, resume, training
+from lab import child, cli, dataset, limits, record, report_run, resume, training
 from lab.engines import Call
 from lab.errors import FAILED, OUT_OF_MEMORY, LabError
 from lab.launch import Interrupted
+from lab.options import parse
 from lab.project import Project
+from lab.report_page import command
 from lab.resume import LAST, PREVIOUS, Asked
 
 YOLOV5_CSV = "               epoch,      train/box_loss,               x/lr0\n"
@@ -138,6 +140,29 @@ def test_results_lose_what_the_checkpoint_does_not_know(tmp_path: Path, header: 
     resume.mend_results(file, 2)
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{head}   0, 1, 1\n   1, 1, 1\n   2, 1,", "results.csv was cut: epoch 3 of the 3 in the checkpoint"),
+        ("{head}   0, 1, 1\n", "results.csv was cut: 2 epochs, 2 the first, of the 3 in the checkpoint"),
+        ("   epo", "results.csv was cut: 3 epochs, 1 the first, of the 3 in the checkpoint"),
+        (None, "results.csv was cut: 3 epochs"),
+        ("{head}   0, 1, 1\n   1, 1, 1\n   2, 1, 1\n   3, 1,", None),  # of an epoch that is done again
+    ],
+)
+def test_lines_that_results_have_lost_are_said(
+    ready: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], text: str, words: str | None
+) -> None:
+    directory = run_of(ready)
+    write_checkpoint(directory / "weights" / LAST, 2)
+    if text is not None:
+        (directory / "results.csv").write_text(text.format(head=YOLOV5_CSV), encoding="utf-8")
+    start(monkeypatch)
+    assert cli.main(["train", "--resume", "--workers", "0"]) == 0
+    said = capsys.readouterr().err
+    assert words in said if words else "was cut" not in said
+
+
 def test_early_stopping_counts_on_from_the_best_epoch(tmp_path: Path) -> None:
     file = tmp_path / "results.csv"
     assert resume.best_so_far(file) is None
@@ -255,6 +280,25 @@ def test_a_finished_run_is_trained_longer(
     found = resume.read_checkpoint(directory / "weights" / LAST)
     assert found is not None
     assert found.epoch == 5
+
+
+def test_a_lengthened_run_is_repeated_by_its_last_options(
+    ready: Project, shapes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start(monkeypatch, Interrupted())
+    assert cli.main([*NEW, "--data", str(shapes), "--img", "64", "--epochs", "2", "--seed", "3"]) == 130
+    directory = ready.runs / "train" / "exp"
+    said = record.read(directory)
+    assert said["data"]["file"] == ready.show(shapes)
+    write_checkpoint(directory / "weights" / LAST, 0)
+    start(monkeypatch)
+    assert cli.main(["train", "--resume", str(directory), "--epochs", "5", "--workers", "0"]) == 0
+    again = record.read(directory)
+    assert again["data"]["file"] == ready.show(shapes)
+    options = parse("train", again["command"][2:]).given
+    assert options == {**parse("train", said["command"][2:]).given, "epochs": 5}
+    assert "--epochs 5" in command(report_run.read(directory, ready))
+    assert f"--data {shapes}" in command(report_run.read(directory, ready))
 
 
 def test_a_run_of_another_lab_is_understood(ready: Project, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,43 @@ def test_a_list_of_somebody_else_stays(images: Path) -> None:
     assert lists(images.parent) == {"train": ["mine"]}
     split(images, force=True)
     assert len(lists(images.parent)["train"]) == 48
+
+
+def test_lines_that_somebody_added_are_not_dropped_in_silence(images: Path, project: Project) -> None:
+    split(images)
+    train = images.parent / "train.txt"
+    written = train.read_text(encoding="utf-8")
+    extra = project.root / "data" / "extra" / "images" / "a.jpg"
+    extra.parent.mkdir(parents=True)
+    extra.touch()
+    for more, words in (
+        (
+            "../extra/images/a.jpg\n",
+            "a line of yours that this split would drop, such as ../extra/images/a.jpg: add --force",
+        ),
+        (f"{extra}\n../extra/images/a.jpg\n", f"2 lines of yours that this split would drop, such as {extra}"),
+        (written.splitlines()[3] + "\n", "a line of yours"),  # seen twice as often
+    ):
+        train.write_text(written + more, encoding="utf-8")
+        with pytest.raises(LabError, match=re.escape(words)):
+            split(images, seed=5)
+        assert train.read_text(encoding="utf-8") == written + more
+    split(images, seed=5, force=True)
+    assert "extra" not in train.read_text(encoding="utf-8")
+
+
+def test_lines_of_pictures_that_are_gone_are_dropped(images: Path) -> None:
+    split(images)
+    gone = images.parent / (images.parent / "train.txt").read_text(encoding="utf-8").splitlines()[0]
+    gone.unlink()
+    assert sum(split(images).pictures.values()) == 59
+
+
+def test_lists_elsewhere_keep_the_names(images: Path, project: Project) -> None:
+    own = images.parent / "data.yaml"
+    own.write_text("train: images\nval: images\nnames: [a, b, c, d]\n", encoding="utf-8")
+    made = split(images, out=project.root / "data" / "lists")
+    assert yaml.safe_load(made.file.read_text(encoding="utf-8"))["names"] == {0: "a", 1: "b", 2: "c", 3: "d"}
 
 
 def test_lists_elsewhere(images: Path, project: Project) -> None:
