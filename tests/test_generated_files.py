@@ -72,7 +72,7 @@ def test_compose_accepts_every_file_set(bake: Bake, chosen: dict[str, str]) -> N
         assert done.returncode == 0, done.stderr
         assert "variable is not set" not in done.stderr
         model = json.loads(done.stdout)
-        assert set(model["services"]) == {"dev", "train", "tensorboard"}
+        assert set(model["services"]) == {"dev", "jupyter", "ssh", "tensorboard", "train", "val"}
         assert "profiles" not in model["services"]["dev"]
         for name, service in model["services"].items():
             assert name == "dev" or service["profiles"]
@@ -88,7 +88,7 @@ def test_compose_accepts_every_file_set(bake: Bake, chosen: dict[str, str]) -> N
         assert hidden == ("" if files[-1] == "compose.cpu.yaml" else None)
         mounts = {mount["target"]: mount for mount in model["services"]["dev"]["volumes"]}
         assert (mounts["/cache"]["type"], mounts["/cache"]["source"]) == ("volume", "cache")
-        assert set(model["volumes"]) == {"cache"}
+        assert set(model["volumes"]) == {"cache", "ssh-host-keys", "vscode-server"}
         assert model["services"]["train"]["environment"]["CACHE_DIR"] == "/cache"
 
 

@@ -158,12 +158,12 @@ class Told(NamedTuple):
 
 
 def told(process: subprocess.Popen, machine: Machine, given: bytes = b"") -> Told:
-    """What a command printed and wrote. Free space is masked: it changes between two runs."""
+    """What a command printed and wrote. Free space and the token are masked: they change between two runs."""
     out, err = (re.sub(r"\d+(\.\d+)? GiB", "N GiB", text.decode()) for text in process.communicate(given, timeout=120))
     files = {}
     for name in (".env", ".devcontainer/compose.local.yaml", ".devcontainer/host-ca.pem"):
         path = machine.project / name
-        files[name] = path.read_bytes().decode() if path.exists() else ""
+        files[name] = re.sub(r"(_TOKEN=)[\w-]{43}\n", r"\1…\n", path.read_bytes().decode()) if path.exists() else ""
     return Told(process.returncode, out, err, files)
 
 

@@ -15,7 +15,7 @@ from hosts import CATALOGUE, DescribedHost, facts, gpu, slice_uuid
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from generator.hostkit import certificates, decision, setup
+from generator.hostkit import certificates, decision, mirrors, setup
 from generator.hostkit import project as files
 from generator.hostkit.catalogue import BadRequest
 from generator.hostkit.engine import Docker, Running
@@ -106,6 +106,11 @@ def test_a_workstation(project, capsys):
         "LAB_TORCH_BUILD": "cu128",
         "LAB_TORCH_INDEX": "",
         "HOST_CA": "./.devcontainer/host-ca.pem",
+        "TENSORBOARD_PORT": "6006",
+        "JUPYTER_PORT": "8888",
+        "SSH_PORT": "2222",
+        "SERVE_PORT": "8000",
+        "JUPYTER_TOKEN": block(project)["JUPYTER_TOKEN"],
     }
     assert local(project).endswith(GPU_FILE)
     assert (project / ".devcontainer" / "host-ca.pem").read_bytes() == b""
@@ -274,7 +279,7 @@ def test_splitting_keeps_every_byte_and_settles(lines):
 def test_compose_reads_no_name_that_a_shell_overrides_the_decision_with(project):
     run(project, facts("4090"))
     assert set(block(project)) & set(OVERRIDES) == {"COMPOSE_PROJECT_NAME"}
-    assert set(block(project)) == set(files.KEYS)
+    assert set(block(project)) == set(files.KEYS) - set(mirrors.NAMES)  # those only where mirrors.conf sets them
 
 
 def test_an_override_below_a_damaged_block_is_the_users(project):
@@ -533,7 +538,7 @@ def test_root_gives_the_files_to_the_owner(project, monkeypatch):
     monkeypatch.setattr(setup.os, "chown", lambda _path, uid, gid: given_to.append((uid, gid)))
     run(project, facts("4090", uid=0, gid=0))
     owner = project.stat()
-    assert given_to == [(owner.st_uid, owner.st_gid)] * 3
+    assert given_to == [(owner.st_uid, owner.st_gid)] * 4
 
 
 def test_root_leaves_what_a_link_points_to_its_owner(project, tmp_path, monkeypatch):
@@ -748,7 +753,7 @@ def test_nobody_reads_a_file_while_it_is_written(project, monkeypatch):
         assert os.umask(0o027) == 0o027
     finally:
         os.umask(mask)
-    assert seen == [0o600] * 3
+    assert seen == [0o600] * 4
     assert (project / ".env").stat().st_mode & 0o777 == 0o640
     assert (project / ".devcontainer" / "compose.local.yaml").stat().st_mode & 0o777 == 0o640
 
@@ -816,7 +821,7 @@ def test_opens_at_the_same_time(host, project):
     assert (project / ".env").read_text().startswith("MINE=1\n" + BEGIN)
     assert block(project)["LAB_TORCH_BUILD"] == "cu128"
     assert sorted(path.name for path in (project / ".devcontainer").iterdir()) == [
-        "compose.local.yaml", "host-ca.pem", "project.json",
+        "authorized_keys", "compose.local.yaml", "host-ca.pem", "project.json",
     ]  # fmt: skip
     assert not [path.name for path in project.iterdir() if path.name.startswith("..env")]
 

@@ -230,7 +230,7 @@ def probe(
         project_owner=owner if isinstance(owner, int) else None,
         shm_default=default_shm(),
         shm_wanted=needs.shm,
-        busy_ports=_busy(needs.ports, system),
+        busy_ports=busy(needs.ports, system),
         seconds=round(time.monotonic() - started, 3),
     )
 
@@ -324,7 +324,7 @@ def _docker_group() -> tuple[tuple[str, ...] | None, bool]:
     return members, hasattr(os, "getgroups") and int(match[1]) in {*os.getgroups(), os.getgid()}
 
 
-def _busy(ports: tuple[tuple[str, int], ...], system: str) -> tuple[tuple[str, int], ...]:
+def busy(ports: tuple[tuple[str, int], ...], system: str) -> tuple[tuple[str, int], ...]:
     """Those of `ports` on which something listens at 127.0.0.1 or at every address."""
     if not ports:
         return ()

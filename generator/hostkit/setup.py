@@ -1,7 +1,7 @@
 """Prepare a project for this host: write what compose reads.
 
-Written are the block at the end of `.env`, `.devcontainer/compose.local.yaml` and `.devcontainer/host-ca.pem`, each in
-one step and only when it changes. The user's own lines in `.env` are kept as they are.
+Written are the block at the end of `.env`, `.devcontainer/compose.local.yaml`, `.devcontainer/host-ca.pem` and
+`.devcontainer/authorized_keys`, each in one step and only when it changes. The user's own lines in `.env` are kept.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ import stat
 import sys
 import time
 from pathlib import Path
+from typing import Mapping
 
+from . import mirrors, services
 from .catalogue import BadRequest, Catalogue
 from .certificates import collect_certificates
 from .decision import Decision, decide
@@ -33,11 +35,13 @@ def run(project: Path, accel: str | None, catalogue: Catalogue, facts: Facts | N
         settings = project_settings(project)
         own, _ = split_env(read_text(project / ".env"))
         wishes = read_wishes(os.environ, own, accel)
+        sources = mirrors.chosen(project, wishes.mirrors or settings.mirrors, settings.python)
+        wishes = wishes._replace(index_base=wishes.index_base or sources.get("TORCH_INDEX_BASE", ""))
         facts = facts or probe(project, needs=needs(project), patience=PATIENCE)
         decision = decide(facts, settings, wishes, catalogue)
         _sweep(project)
         owner = _owner(project, facts)
-        wanted = files(project, settings, facts, decision, wishes)
+        wanted = files(project, settings, facts, decision, wishes, sources)
         notes = [*_about_identity(project, facts), *(_stale(facts, decision) or _changed(project, wanted))]
         for name, content in wanted.items():
             write_atomically(project / name, content, owner)
@@ -52,28 +56,37 @@ def run(project: Path, accel: str | None, catalogue: Catalogue, facts: Facts | N
     return 0
 
 
-def files(project: Path, settings: Project, facts: Facts, decision: Decision, wishes: Wishes) -> dict[str, bytes]:
+def files(
+    project: Path, settings: Project, facts: Facts, decision: Decision, wishes: Wishes, sources: Mapping[str, str]
+) -> dict[str, bytes]:
     """What the files have to hold, by their path below the project. Raises CannotWrite, BadRequest."""
     overlay = project / f"compose.{decision.accel}.yaml"
     text = read_text(overlay)
     if not text:
         raise CannotWrite(f"{overlay.name} is missing from {project}: restore it with git checkout -- {overlay.name}.")
     local = _header(facts, decision) + with_devices(text, decision.devices)
-    own, _ = split_env(read_text(project / ".env"))
+    own, block = split_env(read_text(project / ".env"))
     own += "\n" if own and not own.endswith("\n") else ""
+    said = own_values(own)
     # a name from the shell is written as well: the next `docker compose` may come from a shell that lacks it
     name = wishes.project_name or compose_project_name(settings.slug, facts, project)
-    name = "" if own_values(own).get("COMPOSE_PROJECT_NAME") else name
-    env = own + env_block(decision, identity(project, facts), name)
+    name = "" if said.get("COMPOSE_PROJECT_NAME") else name
+    chosen = services.settings(project, said, own_values(block), facts.system)
+    chosen.update(mirrors.unless_set(sources, said))  # Python 3.8 has no |=
+    env = own + env_block(decision, identity(project, facts), name, chosen)
     return {
+        services.KEYS_FILE: services.public_keys(os.environ, said, project),
         ".devcontainer/host-ca.pem": collect_certificates(wishes.certificates, project),
         ".devcontainer/compose.local.yaml": local.encode("utf-8", "surrogateescape"),
         ".env": env.encode("utf-8", "surrogateescape"),
     }
 
 
-def env_block(decision: Decision, ids: tuple[int, int], name: str) -> str:
-    """Our lines of .env. `name` is for compose, "" leaves it to the user's own line, which ours must not follow."""
+def env_block(decision: Decision, ids: tuple[int, int], name: str, chosen: Mapping[str, str]) -> str:
+    """Our lines of .env: what was decided, and what was `chosen` for the services and of the mirrors.
+
+    `name` is for compose, "" leaves it to the user's own line, which ours must not follow.
+    """
     values = {
         "COMPOSE_FILE": "compose.yaml:.devcontainer/compose.local.yaml",
         "COMPOSE_PATH_SEPARATOR": ":",
@@ -85,6 +98,7 @@ def env_block(decision: Decision, ids: tuple[int, int], name: str) -> str:
         "LAB_TORCH_BUILD": decision.build.name,
         "LAB_TORCH_INDEX": decision.index_url,
         "HOST_CA": "./.devcontainer/host-ca.pem",
+        **chosen,
     }
     if not name:
         del values["COMPOSE_PROJECT_NAME"]
@@ -253,7 +267,8 @@ OLD = 600.0  # seconds after which nobody is still writing
 
 def _sweep(project: Path) -> None:
     """Remove what an open that was killed in the middle had begun: it may hold secrets of .env."""
-    for folder, names in ((project, [".env"]), (project / ".devcontainer", ["compose.local.yaml", "host-ca.pem"])):
+    ours = ["compose.local.yaml", "host-ca.pem", "authorized_keys"]
+    for folder, names in ((project, [".env"]), (project / ".devcontainer", ours)):
         for name in names:
             for left in folder.glob(f".{name}." + "[0-9a-f]" * 12):
                 with contextlib.suppress(OSError):
@@ -283,13 +298,20 @@ def write_atomically(path: Path, content: bytes, owner: tuple[int, int] | None =
             owner = (old.st_uid, old.st_gid) if old else None
         if owner is not None:
             os.chown(temporary, *owner)
-        temporary.chmod(old.st_mode & 0o7777 if old else 0o666 & ~_umask())
+        temporary.chmod(_mode(path, old.st_mode & 0o7777 if old else None))
         temporary.replace(target)
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise CannotWrite(f"{path} cannot be written ({error.strerror}): {_mend(error)}.") from None
     return True
+
+
+def _mode(path: Path, old: int | None) -> int:
+    """.env holds Jupyter's token: nobody else of the machine reads it."""
+    if path.name == ".env":
+        return 0o600 if old is None else old & ~0o007
+    return 0o666 & ~_umask() if old is None else old
 
 
 def _umask() -> int:

@@ -13,7 +13,7 @@ ACCELS = ("auto", "gpu", "gpu-cdi", "cpu")
 
 OVERRIDES = (
     "YOLO_ACCEL", "TORCH_BUILD", "TORCH_VERSION", "CUDA_VISIBLE_DEVICES", "EXTRA_CA_CERTS", "TORCH_INDEX_BASE",
-    "COMPOSE_PROJECT_NAME",
+    "COMPOSE_PROJECT_NAME", "MIRRORS",
 )  # fmt: skip
 
 
@@ -27,6 +27,7 @@ class Wishes(NamedTuple):
     certificates: str = ""
     index_base: str = ""
     project_name: str = ""  # for compose
+    mirrors: str = ""  # a section of mirrors.conf
 
 
 def read_wishes(environment: Mapping[str, str], own: str, accel: str | None = None) -> Wishes:
@@ -61,4 +62,13 @@ def read_wishes(environment: Mapping[str, str], own: str, accel: str | None = No
             f"COMPOSE_PROJECT_NAME={shortened(name)} may hold only a-z and 0-9, with single _ or - between them: "
             "it names the image, too."
         )
-    return Wishes(wished, value["TORCH_BUILD"], value["TORCH_VERSION"], devices, value["EXTRA_CA_CERTS"], base, name)
+    return Wishes(
+        wished,
+        value["TORCH_BUILD"],
+        value["TORCH_VERSION"],
+        devices,
+        value["EXTRA_CA_CERTS"],
+        base,
+        name,
+        value["MIRRORS"],
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import shutil
 import sys
 import time
@@ -46,7 +47,7 @@ def main(task: str, arguments: Sequence[str]) -> int:
 def perform(request: Request, project: Project, log: IO[str] | None = None) -> Path | None:
     """Do what `request` says; returns the run's directory, None for an export. Output goes to `log`, if given."""
     apart = rendezvous.apart(request.given, project.runs) if request.task == "train" else {}
-    request = request.with_options(**apart)
+    request = _begun(_spelled_out(request.with_options(**apart), project), project)
     job = Job(project, _engine(request, project), request)
     warning = job.engine.require(project)
     if warning:
@@ -77,6 +78,7 @@ def perform(request: Request, project: Project, log: IO[str] | None = None) -> P
         prepared = Prepared(request.task, options, names, cfg, directory)
         begun = time.time()
         if request.task == "train" and dataset is not None:
+            _remember(directory)
             _tell(plan.sentences(plan.look(job, prepared, dataset)), log)
             training.train(job, prepared, dataset, log)
         else:
@@ -88,6 +90,41 @@ def perform(request: Request, project: Project, log: IO[str] | None = None) -> P
 
         export_check.check(Request("export", options), project, job.engine.name, Path(names[0]), begun)
     return None if apart else directory
+
+
+RUN_FILE = "LAB_RUN_FILE"  # names a file of the container that remembers which run its command began
+
+
+def _begun(request: Request, project: Project) -> Request:
+    """The same training once more, because its container was started again: the run that it began goes on."""
+    place = os.environ.get(RUN_FILE)
+    if request.task != "train" or not place or "resume" in request.given or "evolve" in request.given:
+        return request
+    try:
+        directory = Path(Path(place).read_text(encoding="utf-8"))
+    except OSError:
+        return request
+    if not (directory / REQUEST).is_file():
+        return request
+    say(f"this container was started again, so {project.show(directory)} goes on")
+    return Request("train", {"resume": str(directory)})
+
+
+def _remember(directory: Path | None) -> None:
+    if directory is not None and (place := os.environ.get(RUN_FILE)):
+        Path(place).write_text(str(directory), encoding="utf-8")
+
+
+def _spelled_out(request: Request, project: Project) -> Request:
+    """`--weights best` and `last`: those of the newest run."""
+    said = request.get("weights")
+    names = [said] if isinstance(said, str) else said or []
+    found = [weights.newest(name, project) for name in names]
+    if not any(found):
+        return request
+    paths = [str(file or name) for file, name in zip(found, names, strict=True)]
+    say(f"--weights {' '.join(names)}: {', '.join(project.show(Path(path)) for path in paths)}")
+    return request.with_options(weights=paths[0] if isinstance(said, str) else paths)
 
 
 def _tell(lines: list[str], log: IO[str] | None) -> None:

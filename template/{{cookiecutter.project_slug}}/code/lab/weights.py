@@ -30,6 +30,14 @@ def locate(name: str, project: Project, engine: str) -> Path:
     )
 
 
+def newest(name: str, project: Project) -> Path | None:
+    """What `best` or `last` means, where no file has that name: best.pt or last.pt of the run that wrote it last."""
+    if name not in ("best", "last") or project.find(name) is not None:
+        return None
+    written = [(file.stat().st_mtime, file) for file in project.runs.glob(f"train/*/weights/{name}.pt")]
+    return max(written)[1] if written else None
+
+
 def require_checkpoint(file: Path, name: str) -> None:
     """Raises LabError when a .pt file is none: torch writes a zip archive, or, long ago, a bare pickle."""
     if file.is_dir():

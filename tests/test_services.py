@@ -1,0 +1,108 @@
+"""Ports, Jupyter's token and SSH's keys: chosen once for a project, kept, and nobody else's."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+import pytest
+from hosts import DescribedHost
+
+from generator.hostkit import services
+from generator.hostkit.catalogue import BadRequest
+
+ED25519 = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okWi0dh2l9GKJl"
+RSA = "ssh-rsa AAAAB3NzaC1yc2EAAAADAQABAAABgQC7"
+
+
+@pytest.fixture
+def host(tmp_path, monkeypatch):
+    found = DescribedHost(tmp_path, monkeypatch)
+    (found.root / "tmp").mkdir(parents=True, exist_ok=True)
+    return found
+
+
+def project(tmp_path, name):
+    folder = tmp_path / name
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def test_two_projects_never_share_a_port(tmp_path, host):
+    one = services.settings(project(tmp_path, "one"), {}, {}, "linux")
+    two = services.settings(project(tmp_path, "two"), {}, {}, "linux")
+    assert [one[name] for name in services.PORTS] == ["6006", "8888", "2222", "8000"]
+    assert [two[name] for name in services.PORTS] == ["6007", "8889", "2223", "8001"]
+    assert one["JUPYTER_TOKEN"] != two["JUPYTER_TOKEN"]
+
+
+def test_what_was_chosen_stays(tmp_path, host):
+    folder = project(tmp_path, "one")
+    first = services.settings(folder, {}, {}, "linux")
+    assert services.settings(folder, {}, first, "linux") == first
+    assert len(first["JUPYTER_TOKEN"]) == 43
+
+
+def test_a_copied_project_gets_its_own_ports(tmp_path, host):
+    first = services.settings(project(tmp_path, "one"), {}, {}, "linux")
+    copied = services.settings(project(tmp_path, "copy"), {}, first, "linux")
+    assert not {first[name] for name in services.PORTS} & {copied[name] for name in services.PORTS}
+
+
+def test_a_deleted_project_frees_its_ports(tmp_path, host):
+    gone = project(tmp_path, "gone")
+    services.settings(gone, {}, {}, "linux")
+    gone.rmdir()
+    assert services.settings(project(tmp_path, "next"), {}, {}, "linux")["JUPYTER_PORT"] == "8888"
+
+
+def test_a_port_that_listens_is_left_alone(tmp_path, host):
+    host.file("/proc/net/tcp", "  sl\n   0: 0100007F:22B8 00000000:0000 0A 00000000\n")  # 8888
+    assert services.settings(project(tmp_path, "one"), {}, {}, "linux")["JUPYTER_PORT"] == "8889"
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        assert services._free_port(port, set(), project(tmp_path, "mac"), "macos") != port
+
+
+def test_the_users_own_lines_win(tmp_path, host):
+    chosen = services.settings(project(tmp_path, "one"), {"JUPYTER_PORT": "6006", "JUPYTER_TOKEN": "mine"}, {}, "linux")
+    assert "JUPYTER_PORT" not in chosen
+    assert "JUPYTER_TOKEN" not in chosen
+    assert chosen["TENSORBOARD_PORT"] == "6007"  # 6006 is Jupyter's
+
+
+@pytest.mark.parametrize("before", ["", "short", "a b" * 20, "x" * 31])
+def test_a_token_is_never_empty_nor_weak(tmp_path, host, before):
+    token = services.settings(project(tmp_path, "one"), {}, {"JUPYTER_TOKEN": before}, "linux")["JUPYTER_TOKEN"]
+    assert len(token) == 43
+    assert token != before
+
+
+def test_claims_that_are_traps(tmp_path, host):
+    place = host.root / "tmp" / "yolov5-devcontainer-ports"
+    place.mkdir()
+    os.mkfifo(place / "8888")  # nobody writes: must not be waited for
+    (place / "6006").symlink_to("/etc/passwd")
+    chosen = services.settings(project(tmp_path, "one"), {}, {}, "linux")
+    assert chosen["TENSORBOARD_PORT"] == "6007"
+    assert chosen["JUPYTER_PORT"] in {"8888", "8889"}
+    assert (place / "6006").is_symlink()
+
+
+def test_keys_of_home_and_agent(tmp_path, host, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ada")
+    host.file("/home/ada/.ssh/id_ed25519.pub", f"{ED25519} ada@laptop\n")
+    host.file("/home/ada/.ssh/id_ed25519-cert.pub", "ssh-ed25519-cert-v01@openssh.com AAAA\n")
+    host.file("/home/ada/.ssh/id_ed25519", "-----BEGIN OPENSSH PRIVATE KEY-----\n")
+    host.says("ssh-add", f"{ED25519} same key\n{RSA} yubikey\n")
+    keys = services.public_keys({"SSH_AUTH_SOCK": "/run/agent"}, {}, tmp_path)
+    assert keys == f"{ED25519} ada@laptop\n{RSA} yubikey\n".encode()
+    assert services.public_keys({}, {}, tmp_path) == f"{ED25519} ada@laptop\n".encode()
+
+
+def test_keys_of_a_named_file(tmp_path, host):
+    (tmp_path / "team.pub").write_text(f'# the team\n{RSA} bob\ncommand="sh" {ED25519} no\n')
+    assert services.public_keys({}, {"SSH_AUTHORIZED_KEYS": "team.pub"}, tmp_path) == f"{RSA} bob\n".encode()
+    with pytest.raises(BadRequest, match=r"SSH_AUTHORIZED_KEYS=nothing\.pub holds no public key"):
+        services.public_keys({}, {"SSH_AUTHORIZED_KEYS": "nothing.pub"}, tmp_path)
