@@ -37,6 +37,12 @@ class Project:
         return self.root / "runs"
 
     @property
+    def cache(self) -> Path:
+        """Where decoded images are kept: CACHE_DIR, a fast local disk, else below `runs`."""
+        place = os.environ.get("CACHE_DIR", "")
+        return Path(place) if place else self.runs / ".lab" / "cache"
+
+    @property
     def wheelhouse(self) -> Path:
         """Where wheels and archives for hosts without a network lie."""
         return self.root / "wheelhouse"

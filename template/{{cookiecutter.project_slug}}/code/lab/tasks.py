@@ -8,6 +8,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -15,6 +16,7 @@ from lab import dataset as data
 from lab import devices, limits, plan, record, rendezvous, stale, training, weights
 from lab.engines import ENGINES, Engine, Prepared, left_out
 from lab.errors import LabError
+from lab.fast import choose, tuned
 from lab.job import Job, kept, say
 from lab.launch import Interrupted, run
 from lab.options import Request, parse
@@ -64,8 +66,13 @@ def perform(request: Request, project: Project, log: IO[str] | None = None) -> P
         request.task, {key: value for key, value in request.given.items() if not measured or key != "batch_size"}
     )
     dataset = _dataset(job)
-    options = _options(job)
     names, cfg = _weights(job)
+    settings = _tuned(job, names, cfg, dataset)
+    wish = choose.wish(request, settings)
+    if settings is not None:
+        job = replace(job, request=Request(request.task, {**settings.options, **request.given}))
+        request = job.request
+    options = _options(job)
     if request.task == "train":
         _require_cache(request, dataset)
     if dataset is not None and request.task in ("train", "val") and stale.drop(dataset):
@@ -77,7 +84,9 @@ def perform(request: Request, project: Project, log: IO[str] | None = None) -> P
         prepared = Prepared(request.task, options, names, cfg, directory)
         begun = time.time()
         if request.task == "train" and dataset is not None:
-            _tell(plan.sentences(plan.look(job, prepared, dataset)), log)
+            seen = plan.look(job, prepared, dataset)
+            prepared = choose.choose(job, prepared, dataset, seen, wish)
+            _tell(plan.sentences(seen, ("speed", choose.said(prepared))), log)
             training.train(job, prepared, dataset, log)
         else:
             device = str(options.get("device", ""))
@@ -95,6 +104,18 @@ def _tell(lines: list[str], log: IO[str] | None) -> None:
     if log is None:
         say("before training")
     print("\n".join(lines), file=log or sys.stderr, flush=True)
+
+
+def _tuned(job: Job, names: list[str], cfg: str | None, dataset: data.Dataset | None) -> tuned.Settings | None:
+    """What `lab tune` wrote for this training, with --tuned. Raises LabError."""
+    request = job.request
+    if not request.get("tuned") or dataset is None:
+        return None
+    if request.get("plain"):
+        raise LabError("--plain is the engine's own way in everything: leave out --plain or --tuned")
+    device = devices.resolve(request.get("device", ""))
+    model = plan.model_of(job, names, cfg)
+    return tuned.read(job.project, choose.key(job.project, job.engine.name, model, dataset, _image_size(job), device))
 
 
 def _engine(request: Request, project: Project) -> Engine:
