@@ -90,7 +90,7 @@ TRAIN = (
     flag("--sync-bn", "batch normalisation over all GPUs"),
     flag("--noautoanchor", "keep the anchors of the model yaml"),
     flag("--noval", "validate after the last epoch only"),
-    Option("--val-period", "validate every K epochs, and after the last", ("--val_period",), type=int, default="1"),
+    Option("--val-period", "validate every K epochs, and after the last", type=int, default="1"),
     flag("--plain", "images and training step exactly as the engine has them"),
     flag("--tuned", "the settings that `lab tune` measured here; options given beside it win"),
     Option("--with", "turn on, separated by commas: store, device, or a switch of docs/fast.md"),
