@@ -64,7 +64,7 @@ class Speed:
 
     def record(self) -> dict[str, Any]:
         """As JSON has it."""
-        return asdict(self)
+        return {**asdict(self), "switches": list(self.switches), "reasons": list(self.reasons)}
 
 
 def decide(facts: Facts, wish: Wish) -> Speed:
