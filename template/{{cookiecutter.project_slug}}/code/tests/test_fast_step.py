@@ -18,7 +18,8 @@ pytestmark = pytest.mark.container
 ENVIRONMENT = {**{key: value for key, value in os.environ.items() if not key.startswith("PYTEST")}, "YOLO_OFFLINE": "1"}
 UPSTREAM = CODE / "yolov5"
 CPU_SWITCHES = tuple(s.name for s in switches.SWITCHES if switches.works(s, "yolov5", "cpu"))
-TRAIN = ["--weights=", "--cfg", "yolov5n.yaml", "--img", "64", "--batch", "8", "--workers", "0", "--noplots", "--device", "cpu", "--seed", "1"]
+TRAIN = ["--weights=", "--cfg", "yolov5n.yaml", "--img", "64", "--batch", "8", "--workers", "0", "--noplots"]
+TRAIN += ["--device", "cpu", "--seed", "1"]
 PREAMBLE = """
 import sys, torch, yaml
 torch.set_num_threads(1)
