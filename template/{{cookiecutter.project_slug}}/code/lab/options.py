@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from lab import rendezvous
 from lab.errors import LabError
+from lab.fast import switches
 from lab.project import ENGINES
 
 FLAG, ONE, MAYBE, MANY = "flag", "one", "maybe", "many"  # takes no value, one, one or none, one or more
@@ -93,7 +94,7 @@ TRAIN = (
     Option("--val-period", "validate every K epochs, and after the last", type=int, default="1"),
     flag("--plain", "images and training step exactly as the engine has them"),
     flag("--tuned", "the settings that `lab tune` measured here; options given beside it win"),
-    Option("--with", "turn on, separated by commas: store, device, or a switch of docs/fast.md"),
+    Option("--with", f"turn on, separated by commas: {', '.join((*switches.DATA_PATHS, *switches.NAMES))}"),
     Option("--without", "turn off, likewise", default="nothing"),
     flag("--nosave", "save the last checkpoint only"),
     flag("--noplots", "draw no plots"),
