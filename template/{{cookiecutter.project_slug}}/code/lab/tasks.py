@@ -66,13 +66,14 @@ def perform(request: Request, project: Project, log: IO[str] | None = None) -> P
         request.task, {key: value for key, value in request.given.items() if not measured or key != "batch_size"}
     )
     dataset = _dataset(job)
-    names, cfg = _weights(job)
-    settings = _tuned(job, names, cfg, dataset)
+    model = _weights(job) if request.get("tuned") else None
+    settings = _tuned(job, *model, dataset) if model and dataset else None
     wish = choose.wish(request, settings)
     if settings is not None:
         job = replace(job, request=Request(request.task, {**settings.options, **request.given}))
         request = job.request
     options = _options(job)
+    names, cfg = model or _weights(job)
     if request.task == "train":
         _require_cache(request, dataset)
     if dataset is not None and request.task in ("train", "val") and stale.drop(dataset):
@@ -106,11 +107,9 @@ def _tell(lines: list[str], log: IO[str] | None) -> None:
     print("\n".join(lines), file=log or sys.stderr, flush=True)
 
 
-def _tuned(job: Job, names: list[str], cfg: str | None, dataset: data.Dataset | None) -> tuned.Settings | None:
-    """What `lab tune` wrote for this training, with --tuned. Raises LabError."""
+def _tuned(job: Job, names: list[str], cfg: str | None, dataset: data.Dataset) -> tuned.Settings:
+    """What `lab tune` wrote for this training. Raises LabError."""
     request = job.request
-    if not request.get("tuned") or dataset is None:
-        return None
     if request.get("plain"):
         raise LabError("--plain is the engine's own way in everything: leave out --plain or --tuned")
     device = devices.resolve(request.get("device", ""))
