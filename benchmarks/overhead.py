@@ -6,14 +6,15 @@
 Inside the container, in a project with YOLOv5's source (`lab fetch`). The same model, pictures, options, seed, threads
 and environment for both. Three figures each, as ratios within a pair: the whole command, by the clock and in processor
 seconds (which others on the machine disturb less), and an epoch in steady state, from the first line of results.csv to
-the last one, validation and checkpoint included. The share that starting takes follows from the first and the third.
-What our side does while the training runs is measured by itself: processor seconds of the `lab` process, as a share of
-the time, and what fsync adds to writing a checkpoint.
+the last one, validation and checkpoint included, likewise. The share that starting takes follows from the first and the third.
+What our side does while the training runs is measured by itself: processor seconds of the `lab` process in an epoch, and
+what fsync adds to writing a checkpoint.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import json
 import os
@@ -37,7 +38,8 @@ POLL = 0.02  # seconds between looks at results.csv
 
 def measured(command: list[str], cwd: Path, environment: dict[str, str], results: Path, log: Path) -> dict[str, float]:
     """Run `command`; seconds of the whole, processor seconds of all its processes and of itself, seconds an epoch."""
-    before, begun, ends, size, own = _spent(), time.monotonic(), [], 0, 0.0
+    before, begun, size = _spent(), time.monotonic(), 0
+    ends: list[tuple[float, float, float]] = []  # the clock, processor seconds of all and of the command's own process
     with log.open("wb") as out:
         process = subprocess.Popen(command, cwd=cwd, env=environment, stdout=out, stderr=subprocess.STDOUT)
         watched = psutil.Process(process.pid)
@@ -46,23 +48,27 @@ def measured(command: list[str], cwd: Path, environment: dict[str, str], results
             now = results.stat().st_size if results.is_file() else 0
             if now != size:
                 size = now
-                ends.append(time.monotonic())
-            try:
-                times = watched.cpu_times()
-                own = times.user + times.system
-            except psutil.Error:
-                continue
+                with contextlib.suppress(psutil.Error):
+                    ends.append((time.monotonic(), _used(watched, *watched.children(recursive=True)), _used(watched)))
     wall = time.monotonic() - begun
     if process.returncode or len(ends) < 3:
         raise SystemExit(f"{' '.join(command)} failed; see {log}")
-    epoch = (ends[-1] - ends[0]) / (len(ends) - 1)
+    epoch, epoch_cpu, epoch_own = (
+        (last - first) / (len(ends) - 1) for first, last in zip(ends[0], ends[-1], strict=True)
+    )
     return {
         "wall_s": wall,
         "cpu_s": _spent() - before,
-        "own_cpu_s": own,
         "epoch_s": epoch,
+        "epoch_cpu_s": epoch_cpu,
+        "epoch_own_cpu_s": epoch_own,
         "start_and_end_s": wall - epoch * len(ends),
     }
+
+
+def _used(*processes: psutil.Process) -> float:
+    """Processor seconds of running processes."""
+    return sum(times.user + times.system for times in (process.cpu_times() for process in processes))
 
 
 def _spent() -> float:
@@ -165,11 +171,12 @@ def result(
         "options": {key: value for key, value in vars(asked).items() if key != "result"},
         "overhead": {
             "epoch in steady state": middle("epoch_s"),
+            "epoch in steady state, processor seconds": middle("epoch_cpu_s"),
             "whole command": middle("wall_s"),
             "whole command, processor seconds": middle("cpu_s"),
             "start and end, seconds": round(ours["start_and_end_s"] - hand["start_and_end_s"], 2),
             "start and end, share of the whole command by hand": round(hand["start_and_end_s"] / hand["wall_s"], 3),
-            "processor share of the lab process": round(ours["own_cpu_s"] / ours["wall_s"], 4),
+            "of an epoch's processor seconds, the lab process": round(ours["epoch_own_cpu_s"] / ours["epoch_cpu_s"], 4),
         },
         "seconds a step": {"hand": hand["epoch_s"] / steps, "lab": ours["epoch_s"] / steps},
         "checkpoint": checkpoint,
