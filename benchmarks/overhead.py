@@ -4,11 +4,10 @@
         python /benchmarks/overhead.py --result /benchmarks/results/overhead.json
 
 Inside the container, in a project with YOLOv5's source (`lab fetch`). The same model, pictures, options, seed, threads
-and environment for both. Three figures each, as ratios within a pair: the whole command, by the clock and in processor
-seconds (which others on the machine disturb less), and an epoch in steady state, from the first line of results.csv to
-the last one, validation and checkpoint included, likewise. The share that starting takes follows from the first and the third.
-What our side does while the training runs is measured by itself: processor seconds of the `lab` process in an epoch, and
-what fsync adds to writing a checkpoint.
+and environment for both. As ratios within a pair: the whole command, and an epoch in steady state, from the first line
+of results.csv to the last one, validation and checkpoint included; each by the clock and in processor seconds, which
+others on the machine disturb less. What our side does while the training runs is measured by itself: processor seconds
+of the `lab` process in an epoch, and what fsync adds to writing a checkpoint.
 """
 
 from __future__ import annotations
