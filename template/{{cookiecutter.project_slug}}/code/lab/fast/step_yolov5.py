@@ -16,6 +16,7 @@ from lab.fast.loss_yolov5 import Loss, expressible
 from lab.fast.trial import Trial
 
 Request = dict[str, Any]
+Places = list[tuple[dict[str, Any], str]]
 WATCHED: dict[str, list[Callable[..., None]]] = {}  # by the name of the moment, such as on_train_batch_start
 
 
@@ -75,25 +76,37 @@ def foreach_ema(_: Request) -> None:
     import utils.torch_utils  # noqa: PLC0415
 
     class ModelEMA(utils.torch_utils.ModelEMA):  # type: ignore[misc]
-        _pairs: tuple[list[Any], list[Any]] | None = None
+        _places: tuple[Places, Places] | None = None
 
         def update(self, model: Any) -> None:
             self.updates += 1
-            if self._pairs is None or self._pairs[0][0] is not next(self.ema.parameters()):
-                self._pairs = _floats(self.ema, utils.torch_utils.de_parallel(model))
+            if self._places is None:
+                self._places = _floats(self.ema, utils.torch_utils.de_parallel(model))
+            mine, theirs = ([holder[key] for holder, key in places] for places in self._places)
             with torch.no_grad():
-                torch._foreach_lerp_(*self._pairs, 1 - self.decay(self.updates))
+                torch._foreach_lerp_(mine, theirs, 1 - self.decay(self.updates))
 
     utils.torch_utils.ModelEMA = ModelEMA
 
 
-def _floats(average: Any, model: Any) -> tuple[list[Any], list[Any]]:
-    """Floating-point parameters and buffers of both, in one order, a parameter first; they are changed in place."""
-    there = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    stored = model.state_dict().keys()
-    mine = {**dict(average.named_parameters()), **dict(average.named_buffers())}
-    names = [name for name, value in mine.items() if name in stored and value.dtype.is_floating_point]
-    return [mine[name] for name in names], [there[name].detach() for name in names]
+def _floats(average: Any, model: Any) -> tuple[Places, Places]:
+    """Where both keep their stored floating-point tensors, in one order.
+
+    Places and not tensors: validation turns the average to half precision and back, which replaces its buffers.
+    """
+    mine, theirs = _places(average), _places(model)
+    names = [name for name, value in average.state_dict().items() if value.dtype.is_floating_point]
+    return [mine[name] for name in names], [theirs[name] for name in names]
+
+
+def _places(network: Any) -> dict[str, tuple[dict[str, Any], str]]:
+    """The dictionary and the key under which a network holds each parameter and buffer, by its name."""
+    return {
+        f"{prefix}.{key}" if prefix else key: (holder, key)
+        for prefix, module in network.named_modules()
+        for holder in (module._parameters, module._buffers)
+        for key in holder
+    }
 
 
 def loss(_: Request) -> None:
