@@ -90,8 +90,8 @@ for number in range(5):
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     one.update(model), other.update(model)
-    for average in (one, other):  # as validation does on a GPU
-        average.ema.half().float()
+    for average in (one, other):  # replaces buffers, as validation in half precision does
+        average.ema.double().float()
     if number == 2:  # as a run that goes on loads it
         other.ema.load_state_dict(one.ema.state_dict())
 for (name, wanted), mine in zip(one.ema.state_dict().items(), other.ema.state_dict().values()):
