@@ -95,13 +95,13 @@ def _store(job: Job, dataset: data.Dataset, split: str, imgsz: int) -> str | Non
     from lab.fast import store_build, store_files  # noqa: PLC0415  OpenCV
     from lab.fast.store_decode import recipe_of  # noqa: PLC0415
 
-    paths = [str(path) for path in dataset.images(split)]
+    paths = [entry.path for entry in data.entries(dataset) if entry.split == split]
     if not paths:
         return None
     recipe = recipe_of(job.engine.name, imgsz, split == "train")
     cache = store_files.cache_directory(job.project, say)
     with _progress(split) as progress:
-        store = store_build.build(cache, f"{dataset.file.parent.name}-{split}", paths, recipe, progress=progress)
+        store = store_build.build(cache, dataset.file.parent.name, paths, recipe, progress=progress)
     return str(store.directory)
 
 
