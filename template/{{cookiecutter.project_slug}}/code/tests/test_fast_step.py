@@ -161,6 +161,33 @@ assert list(Means({"box": torch.tensor(2.0), "cls": torch.tensor(3.0)}).values()
 """)
 
 
+def test_yolov5s_training_pictures_are_painted_where_the_training_is(project: Project, shapes: Path) -> None:
+    text = compute(f"""
+from lab.dataset import open_dataset, entries
+from lab.fast import seams, store_build
+from lab.fast.store_decode import recipe_of
+from lab.project import open_project
+data = open_dataset({str(shapes)!r}, open_project())
+paths = [entry.path for entry in entries(data) if entry.split == "train"]
+store = store_build.build(Path({str(project.root)!r}, "cache"), "shapes", paths, recipe_of("yolov5", 96, True))
+speed = {{"data": "device", "stores": {{"train": str(store.directory), "val": None}}, "partners": "all",
+         "resident_bytes": 0, "switches": ["channels_last"]}}
+seams.install({{"speed": speed}}, "yolov5")
+from utils.dataloaders import create_dataloader
+images_at = str(Path(paths[0]).parent)
+torch.manual_seed(1)
+loader, dataset = create_dataloader(images_at, 96, 4, 32, hyp=hyp, augment=True, workers=2, shuffle=True)
+seen = []
+for images, targets, names, _ in loader:
+    assert images.dtype == torch.uint8 and tuple(images.shape[1:]) == (3, 96, 96) and images.float().std() > 1
+    assert targets.shape[1] == 6 and (targets[:, 0] < len(images)).all() and (targets[:, 2:] <= 1).all()
+    seen += names
+assert sorted(seen) == sorted(paths) and len(loader) == -(-len(paths) // 4)
+assert type(loader).__name__ == "TrainLoader" and loader.num_workers == 0
+""")
+    assert "Traceback" not in text
+
+
 # Whole trainings
 
 

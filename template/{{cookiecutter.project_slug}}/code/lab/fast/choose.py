@@ -92,16 +92,17 @@ def _with_stores(job: Job, prepared: Prepared, dataset: data.Dataset | None, spe
 
 def _store(job: Job, dataset: data.Dataset, split: str, imgsz: int) -> str | None:
     """The directory of the store of `split`; None when the split has no images."""
-    from lab.fast import store_build, store_files  # noqa: PLC0415  OpenCV
+    from lab.fast.store_build import build  # noqa: PLC0415  OpenCV
     from lab.fast.store_decode import recipe_of  # noqa: PLC0415
+    from lab.fast.store_files import cache_directory  # noqa: PLC0415
 
     paths = [entry.path for entry in data.entries(dataset) if entry.split == split]
     if not paths:
         return None
     recipe = recipe_of(job.engine.name, imgsz, split == "train")
-    cache = store_files.cache_directory(job.project, say)
+    cache = cache_directory(job.project, say)
     with _progress(split) as progress:
-        store = store_build.build(cache, dataset.file.parent.name, paths, recipe, progress=progress)
+        store = build(cache, dataset.file.parent.name, paths, recipe, progress=progress)
     return str(store.directory)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from lab.fast import switches
 
-PLAIN = "plain"
+PLAIN, DEVICE = "plain", "device"
 
 
 def install(request: dict[str, Any], engine: str) -> None:
@@ -15,6 +15,8 @@ def install(request: dict[str, Any], engine: str) -> None:
     speed: dict[str, Any] = request.get("speed") or {}
     if speed.get("data", PLAIN) != PLAIN:
         importlib.import_module(f"lab.fast.loader_{engine}").install(speed)
+        if speed["data"] == DEVICE and engine == "yolov5":  # the loader of yolov5u does this itself
+            importlib.import_module("lab.fast.device_yolov5").install(speed)
     switches.apply(speed.get("switches", ()), engine, request)
     period = int(speed.get("val_period", 1))
     if period > 1:
