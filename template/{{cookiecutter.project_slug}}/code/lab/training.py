@@ -141,7 +141,8 @@ def _again(job: Job, start: Start, asked: Asked, smaller: int) -> Start:
         f"the GPU's memory did not suffice for --batch {asked.attempts[-1]['batch']}, so the run {where} with --batch "
         f"{smaller} ({plan.accumulation(smaller)})"
     )
-    prepared = replace(start.prepared, options={**start.prepared.options, "batch_size": smaller})
+    speed = start.prepared.speed and {**start.prepared.speed, "resident_bytes": 0}  # images leave the GPU's memory too
+    prepared = replace(start.prepared, options={**start.prepared.options, "batch_size": smaller}, speed=speed)
     job.engine.refuse("train", prepared.options)
     return Start(prepared, last, {**(start.changed or {}), "batch_size": smaller} if last else None)
 

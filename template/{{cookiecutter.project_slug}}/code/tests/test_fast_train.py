@@ -11,6 +11,7 @@ from lab import cli, record, resume
 from lab.dataset import open_dataset
 from lab.errors import LabError
 from lab.fast import choose, tuned
+from lab.fast.plan import Speed
 from lab.launch import Interrupted
 from lab.options import parse
 from lab.project import Project
@@ -84,6 +85,18 @@ def test_a_run_that_goes_on_keeps_its_speed(
     }
     assert after["switches"] == before["switches"]
     assert stores == ["train-96", "val-96"] * 2  # looked at again: the cache may have been cleared
+
+
+def test_images_leave_a_gpu_whose_memory_ran_out(
+    ready: Project, monkeypatch: pytest.MonkeyPatch, stores: list[str]
+) -> None:
+    decided = Speed("device", resident_bytes=5, switches=("loss",))
+    monkeypatch.setattr(choose, "decide", lambda *_: decided)
+    children = start(monkeypatch, 0)
+    assert cli.main([*TRAIN, "--batch", "4"]) == 0
+    first, second = speed_of(children), speed_of(children, 1)
+    assert (first["resident_bytes"], second["resident_bytes"]) == (5, 0)
+    assert second["switches"] == ["loss"]
 
 
 def test_a_run_that_goes_on_takes_no_other_speed(
