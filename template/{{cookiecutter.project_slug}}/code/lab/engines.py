@@ -27,6 +27,7 @@ class Prepared:
     weights: list[str]
     cfg: str | None
     run: Path | None
+    speed: dict[str, Any] = field(default_factory=dict)  # a lab.fast.plan.Speed; {} is the engine's own way
 
 
 @dataclass(frozen=True)
@@ -122,13 +123,14 @@ class Yolov5:
             options["weights"] = prepared.weights
         if prepared.run is not None and "resume" not in options:
             options |= {"project": str(prepared.run.parent), "name": prepared.run.name, "exist_ok": True}
-        payload = {
+        payload: dict[str, Any] = {
             "upstream": str(project.upstream),
             "task": prepared.task,
             "arguments": command_line(prepared.task, options),
         }
         if prepared.task != "train":
             return Call(CODE / "lab" / "run_yolov5.py", payload)
+        payload["speed"] = prepared.speed
         ranks = len(str(prepared.options.get("device", "")).split(","))
         return Call(CODE / "lab" / "run_yolov5.py", payload, ranks, rendezvous.meeting(prepared.options))
 
@@ -174,6 +176,7 @@ class Yolov5u:
             "weights": prepared.weights[0] if prepared.weights else "",
             "cfg": prepared.cfg,
             "arguments": arguments,
+            "speed": prepared.speed,
             "formats": prepared.options.get("include", ["torchscript"]) if prepared.task == "export" else [],
         }
         return Call(CODE / "lab" / "run_yolov5u.py", payload)

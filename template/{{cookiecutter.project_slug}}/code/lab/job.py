@@ -12,7 +12,7 @@ from lab import record
 from lab.dataset import Dataset
 from lab.engines import Engine, Prepared
 from lab.errors import LabError
-from lab.options import Request, command_line, parse
+from lab.options import OURS, SPEED, Request, command_line, parse
 from lab.project import Project
 
 
@@ -36,7 +36,8 @@ def kept(
     """The record of a run, kept in its directory while the block runs it; `resumed` is what it went on from."""
     request = job.request
     given = request.given if resumed is None else _repeating(prepared.run, request)
-    command = ["lab", request.task, "--engine", job.engine.name, *command_line(request.task, given)]
+    words = command_line(request.task, given, OURS - SPEED)
+    command = ["lab", request.task, "--engine", job.engine.name, *words]
     seed = int(prepared.options.get("seed", 0))
     return record.kept(prepared.run, job.project, command, request.task, job.engine.name, dataset, seed, resumed)
 

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from lab import rendezvous
 from lab.errors import LabError
+from lab.fast import switches
 from lab.project import ENGINES
 
 FLAG, ONE, MAYBE, MANY = "flag", "one", "maybe", "many"  # takes no value, one, one or none, one or more
@@ -49,7 +50,8 @@ ENGINE = Option("--engine", "which YOLOv5: the original repository, or the ultra
 DEVICE = Option("--device", "GPU numbers such as 0 or 0,1,2,3, or cpu", default="the first GPU, else cpu")
 NAME = Option("--name", "directory of this run inside --project; a number is added when it exists", default="exp")
 EXIST_OK = flag("--exist-ok", "write into an existing run directory instead of counting up")
-OURS = frozenset(("engine", *rendezvous.OPTIONS))  # `lab` itself acts on them, YOLOv5 does not know them
+SPEED = frozenset(("plain", "tuned", "with", "without", "val_period"))  # how fast; see lab/fast
+OURS = frozenset(("engine", *rendezvous.OPTIONS, *SPEED))  # `lab` itself acts on them, YOLOv5 does not know them
 CONF = ("--conf",)
 IOU = ("--iou",)
 
@@ -89,6 +91,11 @@ TRAIN = (
     flag("--sync-bn", "batch normalisation over all GPUs"),
     flag("--noautoanchor", "keep the anchors of the model yaml"),
     flag("--noval", "validate after the last epoch only"),
+    Option("--val-period", "validate every K epochs, and after the last", type=int, default="1"),
+    flag("--plain", "images and training step exactly as the engine has them"),
+    flag("--tuned", "the settings that `lab tune` measured here; options given beside it win"),
+    Option("--with", f"turn on, separated by commas: {', '.join((*switches.DATA_PATHS, *switches.NAMES))}"),
+    Option("--without", "turn off, likewise", default="nothing"),
     flag("--nosave", "save the last checkpoint only"),
     flag("--noplots", "draw no plots"),
     Option("--evolve", "search hyper-parameters for N generations", takes=MAYBE, type=int, const=300),
@@ -252,11 +259,11 @@ def _explain(unknown: list[str], options: tuple[Option, ...]) -> str:
     return f"there is no option {strange.split('=')[0]}" + (f"; did you mean {near[0]}?" if near else "")
 
 
-def command_line(task: str, given: dict[str, Any]) -> list[str]:
+def command_line(task: str, given: dict[str, Any], left_out: frozenset[str] = OURS) -> list[str]:
     """Options back as arguments of YOLOv5's own script `task`.py; those that are ours, see OURS, left out."""
     words: list[str] = []
     for option in TASKS[task]:
-        if option.key not in given or option.key in OURS:
+        if option.key not in given or option.key in left_out:
             continue
         value = given[option.key]
         words.append(option.name)

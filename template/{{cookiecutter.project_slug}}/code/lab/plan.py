@@ -98,7 +98,7 @@ def look(job: Job, prepared: Prepared, dataset: data.Dataset) -> Facts:
     assert run is not None, "a training has a directory"
     device = str(options.get("device", ""))
     images = {split: count(dataset, split) for split in ("train", "val")}
-    weights, model = _weights(job, prepared)
+    weights, model = _weights(job, prepared.weights, prepared.cfg)
     cache = str(options.get("cache", ""))
     cache_need = cache_bytes(dataset, images, cache, int(options["imgsz"])) if cache else 0
     try:
@@ -137,18 +137,23 @@ def count(dataset: data.Dataset, split: str) -> int:
     return number
 
 
-def _weights(job: Job, prepared: Prepared) -> tuple[str, str]:
+def model_of(job: Job, weights: list[str], cfg: str | None) -> str:
+    """The model's size, such as yolov5s."""
+    return _weights(job, weights, cfg)[1]
+
+
+def _weights(job: Job, weights: list[str], cfg: str | None) -> tuple[str, str]:
     """What it starts from, in words, and the model's size."""
-    named = Path(prepared.cfg).stem if prepared.cfg else job.project.model
+    named = Path(cfg).stem if cfg else job.project.model
     model = named if re.fullmatch(r"yolov5[nsmlx](6|-p6)?u?", named) else job.project.model
-    if not any(prepared.weights):
-        return f"none, from scratch; {Path(prepared.cfg or named).name} is a model of engine {job.engine.name}", model
-    file = Path(prepared.weights[0])
+    if not any(weights):
+        return f"none, from scratch; {Path(cfg or named).name} is a model of engine {job.engine.name}", model
+    file = Path(weights[0])
     mib = file.stat().st_size / limits.MEBIBYTE
     if read_checkpoint(file) is not None:
         half = file.stat().st_size / 2e6  # a stripped checkpoint keeps two bytes a parameter
         near = min(limits.PARAMETERS, key=lambda letter: abs(limits.PARAMETERS[letter] - half))
-        model = model if prepared.cfg else f"yolov5{near}"
+        model = model if cfg else f"yolov5{near}"
     return f"{job.project.show(file)}, {mib:.0f} MiB, whole and written by engine {job.engine.name}", model
 
 
@@ -213,9 +218,9 @@ def lines(facts: Facts) -> list[tuple[str, str]]:
     return [*said, ("memory", _memory(facts)), ("amp", _amp(facts))]
 
 
-def sentences(facts: Facts) -> list[str]:
-    """The lines, aligned."""
-    return [f"  {what:<8} {sentence}" for what, sentence in lines(facts)]
+def sentences(facts: Facts, *more: tuple[str, str]) -> list[str]:
+    """The lines, aligned, and `more` of their kind."""
+    return [f"  {what:<8} {sentence}" for what, sentence in (*lines(facts), *more)]
 
 
 def _gib(size: float) -> str:

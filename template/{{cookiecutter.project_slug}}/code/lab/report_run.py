@@ -133,6 +133,9 @@ def read(directory: Path, project: Project) -> Run:
     options = {**_yaml(directory / "args.yaml"), **_yaml(directory / "opt.yaml")}
     hyper = options.pop("hyp", None)
     options |= hyper if isinstance(hyper, dict) else _yaml(directory / "hyp.yaml")
+    if speed := said.get("speed"):
+        options |= {"speed": speed.get("data"), "switches": " ".join(speed.get("switches", []))}
+        options["val_period"] = speed.get("val_period", 1)
     if "batch" in options:
         options["batch_size"] = options.pop("batch")  # YOLOv5's name for it, in both engines
     epochs, columns = curves(directory / "results.csv")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import fcntl
 import json
+import math
 import os
 import pickletools
 import re
@@ -55,6 +56,7 @@ class Asked:
     done: bool = False
     attempts: list[dict[str, Any]] = field(default_factory=list)  # as in run.json
     plan: dict[str, Any] = field(default_factory=dict)  # as in run.json
+    speed: dict[str, Any] = field(default_factory=dict)  # a lab.fast.plan.Speed
 
     def get(self, key: str) -> Any:
         """An option's value, or the engines' default."""
@@ -246,6 +248,8 @@ def best_so_far(file: Path) -> tuple[int, float] | None:
             for row in csv.DictReader(opened, skipinitialspace=True):
                 said = {str(key).strip(): value for key, value in row.items()}
                 fitness = 0.1 * float(said["metrics/mAP_0.5"]) + 0.9 * float(said["metrics/mAP_0.5:0.95"])
+                if math.isnan(fitness):  # an epoch without validation
+                    continue
                 if best is None or fitness > best[1]:
                     best = int(said["epoch"]), fitness
     except (OSError, ValueError, KeyError, TypeError):

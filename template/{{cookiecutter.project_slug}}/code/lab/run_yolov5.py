@@ -16,6 +16,7 @@ sys.path[0] = str(
 from lab.batch import largest_side, measure_all, take_steps  # noqa: E402
 from lab.child import finished_weights, save_checkpoints_whole, serve, watch_amp  # noqa: E402
 from lab.errors import FAILED, LabError  # noqa: E402
+from lab.fast import seams  # noqa: E402
 from lab.resume import best_so_far  # noqa: E402
 
 
@@ -35,6 +36,7 @@ def work(request: dict[str, Any]) -> None:
         if "stored" in request:
             change_options(Path(request["arguments"][-1]), request["stored"])
             _keep_patience(Path(request["run"]) / "results.csv")
+        seams.install(request, "yolov5")
     script = str(upstream / f"{request['task']}.py")
     sys.argv = [script, *request["arguments"]]
     failures = _failed_exports()

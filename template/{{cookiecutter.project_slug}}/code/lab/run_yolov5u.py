@@ -14,6 +14,7 @@ sys.path[0] = str(
 )  # a script's own directory comes first; lab/ is no place to import from
 from lab.batch import largest_side, measure_all, take_steps  # noqa: E402
 from lab.child import finished_weights, save_checkpoints_whole, serve, watch_amp  # noqa: E402
+from lab.fast import seams  # noqa: E402
 from lab.limits import processors  # noqa: E402
 
 
@@ -53,6 +54,7 @@ def train(yolo: Any, request: dict[str, Any]) -> None:
     from ultralytics.engine import trainer  # noqa: PLC0415
 
     trainer.check_amp = watch_amp(trainer.check_amp)
+    seams.install(request, "yolov5u")
     arguments, weights, cfg = request["arguments"], request["weights"], request["cfg"]
     if "stored" in request:
         _change_options(trainer.BaseTrainer, request["stored"])

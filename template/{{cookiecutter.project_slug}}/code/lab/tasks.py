@@ -9,6 +9,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,6 +17,7 @@ from lab import dataset as data
 from lab import devices, limits, plan, record, rendezvous, stale, training, weights
 from lab.engines import ENGINES, Engine, Prepared, left_out
 from lab.errors import LabError
+from lab.fast import choose, tuned
 from lab.job import Job, kept, say
 from lab.launch import Interrupted, run
 from lab.options import Request, parse
@@ -65,8 +67,14 @@ def perform(request: Request, project: Project, log: IO[str] | None = None) -> P
         request.task, {key: value for key, value in request.given.items() if not measured or key != "batch_size"}
     )
     dataset = _dataset(job)
+    model = _weights(job) if request.get("tuned") else None
+    settings = _tuned(job, *model, dataset) if model and dataset else None
+    wish = choose.wish(request, settings)
+    if settings is not None:
+        job = replace(job, request=Request(request.task, {**settings.options, **request.given}))
+        request = job.request
     options = _options(job)
-    names, cfg = _weights(job)
+    names, cfg = model or _weights(job)
     if request.task == "train":
         _require_cache(request, dataset)
     if dataset is not None and request.task in ("train", "val") and stale.drop(dataset):
@@ -79,7 +87,9 @@ def perform(request: Request, project: Project, log: IO[str] | None = None) -> P
         begun = time.time()
         if request.task == "train" and dataset is not None:
             _remember(directory)
-            _tell(plan.sentences(plan.look(job, prepared, dataset)), log)
+            seen = plan.look(job, prepared, dataset)
+            prepared = choose.choose(job, prepared, dataset, seen, wish)
+            _tell(plan.sentences(seen, ("speed", choose.said(prepared))), log)
             training.train(job, prepared, dataset, log)
         else:
             device = str(options.get("device", ""))
@@ -132,6 +142,16 @@ def _tell(lines: list[str], log: IO[str] | None) -> None:
     if log is None:
         say("before training")
     print("\n".join(lines), file=log or sys.stderr, flush=True)
+
+
+def _tuned(job: Job, names: list[str], cfg: str | None, dataset: data.Dataset) -> tuned.Settings:
+    """What `lab tune` wrote for this training. Raises LabError."""
+    request = job.request
+    if request.get("plain"):
+        raise LabError("--plain is the engine's own way in everything: leave out --plain or --tuned")
+    device = devices.resolve(request.get("device", ""))
+    model = plan.model_of(job, names, cfg)
+    return tuned.read(job.project, choose.key(job.project, job.engine.name, model, dataset, _image_size(job), device))
 
 
 def _engine(request: Request, project: Project) -> Engine:

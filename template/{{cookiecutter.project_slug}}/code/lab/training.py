@@ -17,6 +17,7 @@ from lab import batch, devices, limits, plan, rendezvous, resume, tracking, weig
 from lab import dataset as data
 from lab.engines import Call, Prepared, translate
 from lab.errors import FAILED, OUT_OF_MEMORY, LabError
+from lab.fast import choose
 from lab.job import Job, kept, say
 from lab.launch import Interrupted, run
 from lab.options import TASKS
@@ -54,13 +55,14 @@ def _directory(prepared: Prepared) -> Path:
 
 
 def _asked(job: Job, prepared: Prepared) -> Asked:
-    return Asked(job.engine.name, prepared.options, prepared.weights, prepared.cfg)
+    return Asked(job.engine.name, prepared.options, prepared.weights, prepared.cfg, speed=prepared.speed)
 
 
 def _fit(job: Job, start: Start, asked: Asked, record: Record, log: IO[str] | None) -> None:
     """Attempts, each with half the batch of the one before, until one does not run out of memory."""
     directory = _directory(start.prepared)
     resume.write_asked(directory, asked)
+    record.update(speed=asked.speed)
     start, asked = _filled(job, start, asked, log)
     start = _fed(start, asked)
     while True:
@@ -139,7 +141,8 @@ def _again(job: Job, start: Start, asked: Asked, smaller: int) -> Start:
         f"the GPU's memory did not suffice for --batch {asked.attempts[-1]['batch']}, so the run {where} with --batch "
         f"{smaller} ({plan.accumulation(smaller)})"
     )
-    prepared = replace(start.prepared, options={**start.prepared.options, "batch_size": smaller})
+    speed = start.prepared.speed and {**start.prepared.speed, "resident_bytes": 0}  # images leave the GPU's memory too
+    prepared = replace(start.prepared, options={**start.prepared.options, "batch_size": smaller}, speed=speed)
     job.engine.refuse("train", prepared.options)
     return Start(prepared, last, {**(start.changed or {}), "batch_size": smaller} if last else None)
 
@@ -258,7 +261,7 @@ def _go_on(job: Job, directory: Path, given: dict[str, Any], log: IO[str] | None
     _require_place(job, directory, asked)
     job.engine.refuse("train", _measured_later(asked.options))
     closing = standing.epochs >= epochs or (standing.ended and "epochs" not in given)
-    prepared = Prepared("train", asked.options, asked.weights, asked.cfg, directory)
+    prepared = Prepared("train", asked.options, asked.weights, asked.cfg, directory, asked.speed)
     if closing:
         say(f"going on with {name}: all its epochs are done, what is left is the closing measurement")
         resume.sweep(directory)
@@ -285,7 +288,12 @@ def _go_on(job: Job, directory: Path, given: dict[str, Any], log: IO[str] | None
         limits.require_room(directory, "yolov5n")
         start = Start(prepared, last, given)
     came_from = job.project.show(last) if last else name
-    with kept(job, prepared, _data_of(job, directory), came_from) as record, _followed(job, prepared, log):
+    dataset = _data_of(job, directory)
+    start = replace(start, prepared=choose.again(job, prepared, dataset))
+    if start.prepared.speed:
+        say(f"speed: {choose.said(start.prepared)}")
+    asked = replace(asked, speed=start.prepared.speed)
+    with kept(job, prepared, dataset, came_from) as record, _followed(job, prepared, log):
         _fit(job, start, asked, record, log)
 
 
