@@ -150,6 +150,13 @@ def scaled_hue(gain: Any) -> Any:
     return np.clip(values, 0, 255).astype(np.uint8)
 
 
+def shifted_hue(gain: Any) -> Any:
+    """The same as ultralytics makes them since 8.3.79: hue moves by 180 (gain - 1)."""
+    values = np.arange(256) * gain[:, :, None]
+    values[:, 0] = (np.arange(256) + (gain[:, :1] - 1) * 180) % 180
+    return np.clip(values, 0, 255).astype(np.uint8)
+
+
 def _affine(matrix: Any) -> bool:
     return bool((matrix[2] == (0, 0, 1)).all())
 
