@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
 import random
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +18,7 @@ import pytest
 
 from lab import demo
 from lab.fast.store import in_memory
+from lab.project import CODE, Project
 
 pytestmark = pytest.mark.container
 SIDE = 96
@@ -258,3 +265,79 @@ def test_worker_processes_fetch_whole_batches(images: Path, monkeypatch: pytest.
         assert all(batch["img"].shape == (4, 3, SIDE, SIDE) for batch in epoch)
     boxes = [sum(len(batch["cls"]) for batch in epoch) for epoch in seen]
     assert boxes[2] < boxes[1]
+
+
+@pytest.mark.parametrize("kind", ["as it ships", "half of them", "leaning"])
+def test_the_device_loader_gives_the_same_batches(images: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+    from ultralytics.data.build import build_dataloader
+
+    from lab.fast.device_yolov5u import TrainLoader
+
+    hyp = arguments(**KINDS[kind])
+    dataset = stored(images, "train", hyp, monkeypatch)
+    torch.manual_seed(7)
+    loader = TrainLoader(
+        build_dataloader(dataset, 6, 0, shuffle=True, rank=-1, device="cpu"), torch.device("cpu"), 0, 2, compiled=False
+    )
+    assert (len(loader), loader.batch_size, loader.num_workers, loader.dataset) == (3, 6, 0, dataset)
+    unused = iter(loader)
+    batches = list(loader)
+    theirs = upstream(images, "train", hyp)
+    seed()
+    for batch in batches:
+        numbers = [dataset.im_files.index(name) for name in batch["im_file"]]
+        own = fetched(theirs, numbers)
+        agree(batch, own)
+        gap = (batch["img"].float() - own["img"].float()).abs()
+        assert float(gap.mean()) < 1.0
+        assert float((gap > 32).float().mean()) < 0.01
+    assert sorted(name for batch in batches for name in batch["im_file"]) == sorted(dataset.im_files)
+    dataset.close_mosaic(hyp)
+    loader.reset()
+    after = list(loader)
+    assert sum(len(batch["cls"]) for batch in after) < sum(len(batch["cls"]) for batch in batches)
+    assert next(unused)["img"].shape == (6, 3, SIDE, SIDE)
+    loader.close()
+
+
+def test_the_trainer_gets_the_device_loader(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from types import SimpleNamespace
+
+    import torch
+
+    from lab.fast import loader_yolov5u
+    from lab.fast.device_yolov5u import TrainLoader
+
+    dataset = stored(images, "train", arguments(), monkeypatch)
+    own = loader_yolov5u.build.build_dataloader(dataset, 4, 0, device="cpu")
+    get = loader_yolov5u._on_device(lambda *_, **__: own, 1 << 30)
+    trainer = SimpleNamespace(device=torch.device("cpu"), args=arguments(workers=2))
+    assert get(trainer, "", mode="val") is own
+    loader = get(trainer, "", mode="train")
+    assert isinstance(loader, TrainLoader)
+    assert loader.resident
+    loader.close()
+    dataset.rows[0] = -1
+    assert get(trainer, "", mode="train") is own
+
+
+def test_a_training_reads_from_the_store_and_goes_on(project: Project, shapes: Path, tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "lab", "train", "--engine", "yolov5u", "--weights", "", "--cfg", "yolov5n.yaml"]
+    words += ["--img", str(SIDE), "--batch", "4", "--epochs", "4", "--noplots", "--with", "store"]
+    there = {**os.environ, "PYTHONPATH": str(CODE)}
+    running = subprocess.Popen(words, env=there, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    run = project.root / "runs/train/exp"
+    until = time.monotonic() + 300
+    while not (run / "weights/last.pt").exists() and running.poll() is None and time.monotonic() < until:
+        time.sleep(0.05)
+    running.send_signal(signal.SIGINT)
+    said = running.communicate(timeout=120)[1]
+    assert running.returncode == 130, said
+    assert "images from the store" in said
+    done = subprocess.run([*words[:4], "--resume", str(run)], env=there, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "paints the training pictures itself" not in said + done.stderr
+    speed = json.loads((run / "request.json").read_text(encoding="utf-8"))["speed"]
+    assert speed["data"] == "store"
+    assert (run / "results.csv").read_text(encoding="utf-8").count("\n") == 5
