@@ -81,7 +81,7 @@ def draw(
     whole = count == 1
     canvas = np.full((len(tiles), 2), 2 * side, np.int64)
     shift = _mosaic_shift(np.array(centres, np.int64).reshape(-1, 2)[layer], size, _corner(count))
-    matrix, scale = _matrices(np.array(warps).reshape(-1, 8), np.where(whole, side, 2 * side), side)
+    matrix, scale = matrices(np.array(warps).reshape(-1, 8), np.where(whole, side, 2 * side)[:, None], side)
     alone = whole[layer]
     if alone.any():
         canvas[whole], shift[alone], boxed, zoom = _letterbox(size[alone], side)
@@ -132,12 +132,16 @@ def _mosaic_shift(centre: Any, size: Any, corner: Any) -> Any:
     return centre - size * np.stack([corner % 2 == 0, corner < 2], 1)
 
 
-def _matrices(warps: Any, canvas: Any, side: int) -> tuple[Any, Any]:
-    """The matrix of each layer, (L, 3, 3), and its scale: to the centre, perspective, rotate, shear, move back."""
+def matrices(warps: Any, canvas: Any, side: int) -> tuple[Any, Any]:
+    """The matrix of each layer, (L, 3, 3), and its scale: to the centre, perspective, rotate, shear, move back.
+
+    `warps` (L, 8): perspective x and y, degrees, scale, shear x and y in degrees, translation x and y as shares of the
+    side. `canvas` (L, 2): widths and heights, or (L, 1) where they are equal. Both engines multiply in this order.
+    """
     to_x, to_y, degrees, scale, shear_x, shear_y, move_x, move_y = warps.T
     turn = np.deg2rad(degrees)
     centre, tilt, zoom, lean, back = (np.tile(np.eye(3), (len(warps), 1, 1)) for _ in range(5))
-    centre[:, :2, 2] = -canvas[:, None] / 2
+    centre[:, :2, 2] = -canvas / 2
     tilt[:, 2, 0], tilt[:, 2, 1] = to_x, to_y
     zoom[:, 0, 0] = zoom[:, 1, 1] = scale * np.cos(turn)
     zoom[:, 0, 1] = scale * np.sin(turn)

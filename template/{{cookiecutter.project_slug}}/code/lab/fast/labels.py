@@ -35,10 +35,15 @@ class Rules:
     left_outlined: float = 0.01
     # YOLOv5 moves outlines in a mosaic only. Everywhere: if all labels of a layer have one, else none of them
     outlines_alone: bool = False
+    # ultralytics keeps the corners of an outline among its POINTS, and cuts it at the picture's edge; YOLOv5 takes the
+    # POINTS inside
+    outlines_cut: bool = False
+    drops_lines: bool = False  # boxes that the edge of a mosaic leaves without area; turned, they would gain some
     edge: float = 1e-3  # pixels kept from the right and the lower edge
 
 
 YOLOV5 = Rules()
+YOLOV5U = Rules(outlines_alone=True, outlines_cut=True, drops_lines=True, edge=0)
 
 
 def gathered(labels: Sequence[Any], outlines: Sequence[Sequence[Any]] = ()) -> Labels:
@@ -100,11 +105,14 @@ def moved(draws: Draws, labels: Labels, sizes: Any, rules: Rules = YOLOV5) -> An
             np.where(inside[outlined, None], edge[outlined], np.inf),
             matrix[outlined],
             draws.side,
+            rules.outlines_cut,
         )
 
     scale = draws.scale if draws.scale is not None else np.sqrt(np.abs(np.linalg.det(draws.matrix[:, :2, :2])))
     scale = scale[layer].astype(np.float32)[:, None]
     keep = _stays(high * scale - low * scale, new, np.where(outlined, rules.left_outlined, rules.left), rules)
+    if rules.drops_lines:
+        keep &= ~inside | ((high - low).prod(1) > 0)
     return _rows(draws, draws.picture[layer[keep]], box[keep, 0], new[keep], rules)
 
 
@@ -143,33 +151,87 @@ def _by_outline(draws: Draws, labels: Labels, rules: Rules, layer: Any) -> Any:
     return follows[layer]
 
 
-def _moved_outlines(labels: Labels, number: Any, size: Any, shift: Any, edge: Any, matrix: Any, side: int) -> Any:
+def _moved_outlines(
+    labels: Labels, number: Any, size: Any, shift: Any, edge: Any, matrix: Any, side: int, cut_out: bool
+) -> Any:
     """The boxes around what is inside the picture of each outline, laid out in POINTS; zeros where nothing is.
 
-    `edge` is where the canvas cuts, infinite where it does not.
+    `edge` is where the canvas cuts, infinite where it does not. `cut_out`: see Rules.outlines_cut; the canvas then cuts
+    the POINTS, else the outline's own.
     """
     new = np.zeros((len(number), 4))
     for begin in range(0, len(number), CHUNK):
         part = slice(begin, begin + CHUNK)
         point, line = _runs(labels.first_point, number[part])
         at = size[part][line] * labels.points[point] + shift[part][line]
-        cut = edge[part][line]
-        at = np.where(np.isfinite(cut), np.clip(at, 0, cut), at).astype(np.float64)
+        at = (at if cut_out else _cut(at, edge[part][line])).astype(np.float64)
         count = np.bincount(line, minlength=len(number[part]))
         first = np.cumsum(count) - count
         # evenly by number, not by length: POINTS positions from the first point around to it again
-        where = np.linspace(0, count, POINTS, axis=1)
+        where = _corners_and_between(count) if cut_out else np.linspace(0, count, POINTS, axis=1)
         before = np.minimum(where.astype(np.int64), count[:, None] - 1)
         after = (before + 1) % count[:, None]
         share = (where - before)[:, :, None]
         start = at[first[:, None] + before]
         along = start + (at[first[:, None] + after] - start) * share
+        along = _cut(along, edge[part][:, None]) if cut_out else along
         x, y = _through(matrix[part], along[:, :, 0], along[:, :, 1])
         inside = (x >= 0) & (y >= 0) & (x <= side) & (y <= side)
+        if cut_out:
+            new[part] = np.stack([x.min(1), y.min(1), x.max(1), y.max(1)], 1)
+            for across in np.flatnonzero(~inside.all(1)):
+                new[begin + across] = _box_of_cut(x[across], y[across], side)
+            continue
         box = [np.where(inside, x, np.inf).min(1), np.where(inside, y, np.inf).min(1)]
         box += [np.where(inside, x, -np.inf).max(1), np.where(inside, y, -np.inf).max(1)]
         new[part] = np.where(inside.any(1)[:, None], np.stack(box, 1), 0)
     return new
+
+
+def _cut(at: Any, edge: Any) -> Any:
+    return np.where(np.isfinite(edge), np.clip(at, 0, edge), at)
+
+
+def _corners_and_between(count: Any) -> Any:
+    """POINTS positions along outlines of `count` corners each, from the first around to it again, all corners included.
+
+    An outline of more corners than that has more points.
+    """
+    width = max(POINTS, int(count.max(initial=0)) + 1)
+    where = np.empty((len(count), width))
+    for row, corners in enumerate(count.tolist()):
+        between = np.linspace(0, corners, width - corners - 1)
+        where[row] = np.sort(np.concatenate([between, np.arange(corners + 1)]))
+    return where
+
+
+def _box_of_cut(x: Any, y: Any, side: int) -> Any:
+    """x1, y1, x2, y2 around what a square from 0 to `side` leaves of a closed line, (n) each; zeros for nothing.
+
+    The extreme points of that are points of the line, points where it crosses the square's edge, or corners of the
+    square that it surrounds (by the rule of odd crossings).
+    """
+    line = np.stack([x, y], 1)
+    if (line.max(0) < 0).any() or (line.min(0) > side).any():
+        return np.zeros(4)
+    ahead = np.roll(line, -1, 0)
+    found = [line[((line >= 0) & (line <= side)).all(1)]]
+    for axis in (0, 1):
+        for border in (0, side):
+            here, there = line[:, axis] - border, ahead[:, axis] - border
+            crosses = (here * there <= 0) & (here != there)
+            share = (here[crosses] / (here - there)[crosses])[:, None]
+            at = line[crosses] + share * (ahead - line)[crosses]
+            at[:, axis] = border
+            found.append(at[((at >= 0) & (at <= side)).all(1)])
+    for u in (0, side):
+        for v in (0, side):
+            spans = (line[:, 1] > v) != (ahead[:, 1] > v)
+            begin, way = line[spans], (ahead - line)[spans]
+            if (begin[:, 0] + (v - begin[:, 1]) / way[:, 1] * way[:, 0] > u).sum() % 2:
+                found.append(np.array([[u, v]], np.float64))
+    points = np.concatenate(found)
+    return np.concatenate([points.min(0), points.max(0)]) if len(points) else np.zeros(4)
 
 
 def _stays(before: Any, new: Any, left: Any, rules: Rules) -> Any:

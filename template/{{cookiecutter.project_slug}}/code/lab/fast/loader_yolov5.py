@@ -113,7 +113,7 @@ def data_set(upstream: Any, stores: Mapping[str, Store], ring: bool) -> Any:
             if not self.whole_batches:
                 return [super(StoredImagesAndLabels, self).__getitem__(index) for index in indices]
             draws = self.draws(indices)
-            images = _room(len(draws), draws.side)
+            images = room(len(draws), draws.side)
             self.painter.paint(draws, self.image, images.numpy())
             return self.items(indices, draws, images)
 
@@ -180,7 +180,7 @@ def _sizes(store: Store, rows: Any, shapes: Any, side: int) -> tuple[Any, Any]:
     return full, resized
 
 
-def _room(count: int, side: int) -> Any:
+def room(count: int, side: int) -> Any:
     """An uint8 tensor (count, 3, side, side), not cleared; a worker's in shared memory: it would be copied there."""
     import torch  # noqa: PLC0415
 

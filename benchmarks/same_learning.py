@@ -1,0 +1,141 @@
+"""Does the fast data path learn as well as upstream's own? The demo data, several seeds, both engines, in pairs.
+
+    docker run --rm -v PROJECT:/workspace -v "$PWD/benchmarks":/benchmarks -w /workspace IMAGE \\
+        python /benchmarks/same_learning.py --result /benchmarks/results/same-learning.json
+
+Inside the container, in a project with YOLOv5's source (`lab fetch`). Each seed trains yolov5n from scratch twice, with
+`--plain` and with the store, in turns which comes first. It holds when the mean mAP50 of ours, of the best epochs, is
+not more than 0.02 below upstream's, which is above 0.5, and upstream's own validation, run on our checkpoints, finds
+the mAP50 that the training had found. The result is written after every pair.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import datetime
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ENGINES = ("yolov5", "yolov5u")
+PATHS = {"plain": ["--plain"], "store": ["--with", "store"]}
+EPOCHS = {"yolov5": 150, "yolov5u": 60}  # enough for either to leave 0.5 far behind
+# what hyp.small.yaml leaves out, so that every part of a picture's way is used
+CHANGED = {"mosaic": 0.5, "mixup": 0.1, "scale": 0.3, "degrees": 5.0, "flipud": 0.1}
+MAP50 = re.compile(r"metrics/mAP_?(0\.)?50?(\(B\))?")
+SPOKEN = re.compile(r"\ball +\d+ +\d+ +[\d.]+ +[\d.]+ +([\d.]+) +[\d.]+")  # of a validation: P, R, mAP50, mAP50-95
+LEARNT = 0.5  # below that a comparison says nothing
+ALLOWED = 0.02  # below upstream's mean
+CLOSE = 0.01  # a checkpoint is kept in half precision
+
+
+def lab(words: list[str], log: Path) -> str:
+    """Run `lab WORDS`; what it printed. Ends the benchmark when that fails."""
+    with log.open("wb") as out:
+        done = subprocess.run([sys.executable, "-m", "lab", *words], check=False, stdout=out, stderr=subprocess.STDOUT)
+    assert done.returncode == 0, f"lab {' '.join(words)} ended with {done.returncode}, see {log}"
+    return log.read_text(encoding="utf-8", errors="replace")
+
+
+def learnt(run: Path) -> list[float]:
+    """mAP50 of each epoch."""
+    with (run / "results.csv").open(encoding="utf-8") as file:
+        rows = [{key.strip(): value for key, value in row.items()} for row in csv.DictReader(file)]
+    return [float(next(value for key, value in row.items() if MAP50.fullmatch(key))) for row in rows]
+
+
+def train(engine: str, path: str, seed: int, wanted: argparse.Namespace, place: Path) -> dict[str, Any]:
+    """One training, and what upstream's own validation says of its best checkpoint."""
+    name = f"learning-{engine}-{path}-{seed}"
+    data = ["--data", str(place / "data" / "data.yaml"), "--img", str(wanted.img), "--batch", "16", "--engine", engine]
+    words = ["train", "--weights", "", "--cfg", "yolov5n.yaml", *data, "--hyp", str(place / "hyp.yaml")]
+    words += ["--optimizer", "AdamW", "--epochs", str(wanted.epochs or EPOCHS[engine]), "--seed", str(seed)]
+    words += ["--device", "cpu", "--noplots", "--name", name, "--exist-ok", *PATHS[path]]
+    begun = time.monotonic()
+    lab(words, place / f"{name}.log")
+    seconds = time.monotonic() - begun
+    run = Path("runs/train", name)
+    epochs = learnt(run)
+    said = lab(
+        ["val", *data, "--weights", str(run / "weights" / "best.pt"), "--device", "cpu"], place / f"{name}-val.log"
+    )
+    measured = float(SPOKEN.findall(said)[-1])
+    found = {"seed": seed, "best": max(epochs), "last": epochs[-1], "measured": measured, "seconds": round(seconds)}
+    print(json.dumps({"engine": engine, "path": path, **found}), flush=True)
+    return found
+
+
+def mean(runs: list[dict[str, Any]], key: str) -> float:
+    """Of one figure over the seeds."""
+    return round(sum(run[key] for run in runs) / len(runs), 4)
+
+
+def judge(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """What the pairs of one engine so far amount to."""
+    ours, theirs = runs["store"], runs["plain"]
+    apart = max(abs(run["best"] - run["measured"]) for run in ours)
+    return {
+        "mean_best": {path: mean(found, "best") for path, found in runs.items()},
+        "mean_last": {path: mean(found, "last") for path, found in runs.items()},
+        "ours_above_upstream": round(mean(ours, "best") - mean(theirs, "best"), 4),
+        "spread_of_upstream": round(max(run["best"] for run in theirs) - min(run["best"] for run in theirs), 4),
+        "checkpoint_off": round(apart, 4),
+        "holds": mean(theirs, "best") > LEARNT
+        and mean(ours, "best") >= mean(theirs, "best") - ALLOWED
+        and apart <= CLOSE,
+        "runs": runs,
+    }
+
+
+def main() -> None:
+    """Train, judge, print and keep."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--engine", action="append", choices=ENGINES)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--images", type=int, default=160, help="a fifth of them is for validation")
+    parser.add_argument("--img", type=int, default=96)
+    parser.add_argument("--epochs", type=int, help=f"default: {EPOCHS}")
+    parser.add_argument("--result", type=Path, required=True)
+    wanted = parser.parse_args()
+    import torch  # noqa: PLC0415  seconds, and --help needs none of them
+    import ultralytics  # noqa: PLC0415
+
+    place = Path("runs/same-learning").resolve()
+    place.mkdir(parents=True, exist_ok=True)
+    made = ["data", "demo", "--images", str(wanted.images), "--size", str(wanted.img), "--out", str(place / "data")]
+    lab([*made, "--force"], place / "data.log")
+    hyp = yaml.safe_load(Path("code/configs/hyp.small.yaml").read_text(encoding="utf-8")) | CHANGED
+    (place / "hyp.yaml").write_text(yaml.safe_dump(hyp), encoding="utf-8")
+    result: dict[str, Any] = {
+        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        "hardware": f"{os.cpu_count()} cores, no GPU",
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "ultralytics": ultralytics.__version__,
+        },
+        "options": {"model": "yolov5n", "images": wanted.images, "img": wanted.img, "batch": 16, **CHANGED},
+        "engines": {},
+    }
+    for engine in wanted.engine or ENGINES:
+        runs: dict[str, list[dict[str, Any]]] = {path: [] for path in PATHS}
+        for seed in range(wanted.seeds):
+            for path in list(PATHS)[:: -1 if seed % 2 else 1]:
+                runs[path].append(train(engine, path, seed, wanted, place))
+            epochs = wanted.epochs or EPOCHS[engine]
+            result["engines"][engine] = {"epochs": epochs, **judge(runs)}
+            wanted.result.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps({engine: {**found, "runs": ""} for engine, found in result["engines"].items()}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
