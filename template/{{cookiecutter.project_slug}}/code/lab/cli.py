@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from lab.cli_data import data_app
+from lab.cli_fast import add_commands
 from lab.errors import BAD_INPUT, FAILED, INTERRUPTED, LabError
 from lab.options import TASKS
 from lab.project import ENGINES, open_project
@@ -27,6 +28,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(data_app, name="data")
+add_commands(app)
 
 
 def main(arguments: Sequence[str]) -> int:

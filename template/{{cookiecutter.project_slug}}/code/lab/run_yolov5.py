@@ -17,6 +17,7 @@ from lab.batch import largest_side, measure_all, take_steps  # noqa: E402
 from lab.child import finished_weights, save_checkpoints_whole, serve, watch_amp  # noqa: E402
 from lab.errors import FAILED, LabError  # noqa: E402
 from lab.fast import seams  # noqa: E402
+from lab.fast.turns import take_turns  # noqa: E402
 from lab.resume import best_so_far  # noqa: E402
 
 
@@ -37,6 +38,8 @@ def work(request: dict[str, Any]) -> None:
             change_options(Path(request["arguments"][-1]), request["stored"])
             _keep_patience(Path(request["run"]) / "results.csv")
         seams.install(request, "yolov5")
+        if "turns" in request:
+            take_turns(request)
     script = str(upstream / f"{request['task']}.py")
     sys.argv = [script, *request["arguments"]]
     failures = _failed_exports()

@@ -15,6 +15,7 @@ sys.path[0] = str(
 from lab.batch import largest_side, measure_all, take_steps  # noqa: E402
 from lab.child import finished_weights, save_checkpoints_whole, serve, watch_amp  # noqa: E402
 from lab.fast import seams  # noqa: E402
+from lab.fast.turns import take_turns  # noqa: E402
 from lab.limits import processors  # noqa: E402
 
 
@@ -60,6 +61,8 @@ def train(yolo: Any, request: dict[str, Any]) -> None:
         _change_options(trainer.BaseTrainer, request["stored"])
         yolo(arguments["resume"]).train(resume=True)
         return
+    if "turns" in request:
+        take_turns(request)
     arguments["pretrained"] = weights or False
     yolo(cfg or weights, task="detect").train(**arguments)
 

@@ -1,0 +1,80 @@
+"""`lab tune`: measure, prescribe, verify by a short run, keep."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, replace
+from typing import Any
+
+from lab import dataset as data
+from lab import devices, record
+from lab.errors import LabError
+from lab.fast import arms, bench, choose, plan, tune, tune_facts, tuned, turns
+from lab.fast.bench import Scene, Wish
+from lab.fast.tune import Host, Prescription
+from lab.project import Project
+
+MEASURING = 0.65  # of the time; the rest is for the run that verifies
+LEAST_SECONDS = 30.0
+
+
+def run(wish: Wish, project: Project, keep: bool, show: arms.Show) -> dict[str, Any]:
+    """Measure, prescribe, verify and, with `keep`, write the settings for `lab train --tuned`. Raises LabError."""
+    if wish.seconds < LEAST_SECONDS:
+        raise LabError(f"--seconds {wish.seconds:g}: give {LEAST_SECONDS:g} or more, so much the measurements take")
+    begun = time.monotonic()
+    device = devices.resolve(wish.device)  # of the training; it is measured on the first of several
+    wish = replace(bench.require(replace(wish, device=wish.device.partition(",")[0]), project), data=wish.data)
+    dataset = data.open_dataset(wish.data, project)
+    with bench.scene(wish, project, show) as scene:
+        show("disks and memory")
+        host = tune_facts.host(scene, dataset, device)
+        costs = tune_facts.costs(scene, host, begun + MEASURING * wish.seconds, show)
+        found = tune.prescribe(host, costs, tune_facts.shipped(wish))
+        measured = verify(scene, found, begun + wish.seconds, show)
+    # one device was measured; what the processors must share with the others is in the prediction for all of them
+    alone = tune.predict(found.chosen.candidate, replace(host, gpus=min(1, host.gpus)), costs).rate
+    said: dict[str, Any] = {
+        "date": record.now(),
+        "host": asdict(host),
+        "seconds_an_image": {
+            "decode": costs.decode,
+            "loading": costs.loading,
+            "network": {f"batch {batch}, {', '.join(on) or 'no switches'}": cost
+                        for (batch, on), cost in costs.network.items()},
+            "painting": costs.painting,
+        },
+        "chosen": asdict(found.chosen),
+        "shipped": asdict(found.shipped),
+        "others": [asdict(one) for one in found.others],
+        "left_out": found.left_out,
+        "sentence": found.sentence,
+        "predicted_on_one_device": alone,
+        "measured_on_one_device": measured,
+        "file": "",
+    }  # fmt: skip
+    if keep:
+        said["file"] = project.show(write(wish, project, dataset, device, host, found, said))
+    return said
+
+
+def verify(scene: Scene, found: Prescription, until: float, show: arms.Show) -> float:
+    """Images a second of a short run as prescribed, on one device."""
+    one = found.chosen.candidate
+    options, speed = tune.settings(one, 1)
+    wish = replace(scene.wish, batch=one.batch, workers=one.workers, speed=plan.Wish(tuned=speed))
+    made = replace(scene, wish=wish)
+    words = {key: value for key, value in options.items() if key != "batch_size"}
+    arm = bench.arm(made, "prescribed", "as prescribed", turns.OWN, bench.ours(made), **words)
+    show("the prescription is tried")
+    return bench.figures(bench.taken(made, [arm], until, show)[0][0]).rate
+
+
+def write(
+    wish: Wish, project: Project, dataset: data.Dataset, device: str, host: Host, found: Prescription,
+    said: dict[str, Any],
+) -> Any:  # fmt: skip
+    """Keep the settings where `lab train --tuned` looks for them; the file."""
+    key = choose.key(project, wish.engine, wish.model, dataset, wish.imgsz, device)
+    options, speed = tune.settings(found.chosen.candidate, host.gpus)
+    return tuned.write(project, key, tuned.Settings(options, speed, said))

@@ -1,0 +1,232 @@
+"""`lab bench`: the figures from turns, words that cannot be meant, and, in the container, three real arms."""
+
+import json
+import os
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lab import cli, upstream
+from lab.errors import LabError
+from lab.fast import arms, bench, bench_data, turns
+from lab.fast.arms import Arm, Measured, Turn
+from lab.project import CODE, Project
+
+
+def measured(name: str, rates: list[float], kind: str = turns.OWN, waited: float = 0.0) -> Measured:
+    taken = [Turn(images=100, batches=10, seconds=100 / r, waited=waited * 100 / r, processor=50 / r) for r in rates]
+    return Measured(Arm(name, "", Path(), {}, kind), {"device": "cpu"}, taken)
+
+
+def test_figures_are_medians_of_the_turns() -> None:
+    one = bench.figures(measured("ours", [90, 100, 400], waited=0.25))
+    assert (one.rate, one.slowest, one.fastest) == (100, 90, 400)
+    assert one.waiting == pytest.approx(0.25)
+    assert one.per_core is None
+
+
+def test_a_ratio_compares_within_a_round() -> None:
+    ours, ships = measured("ours", [100, 50, 200]), measured("upstream", [50, 25, 100])
+    assert bench.ratios([[ships, ours]]) == {"ours/upstream": pytest.approx(2)}
+
+
+def test_a_loader_alone_counts_by_processor_time() -> None:
+    one = bench.figures(measured("upstream", [100, 100], turns.ALONE))
+    assert one.per_core == pytest.approx(200)
+    assert one.waiting is None
+
+
+def test_kernels_that_overlap_count_once() -> None:
+    trace = {
+        "traceEvents": [
+            {"cat": "kernel", "ts": 0, "dur": 2e6},
+            {"cat": "kernel", "ts": 1e6, "dur": 2e6},
+            {"cat": "gpu_memcpy", "ts": 3e6, "dur": 9e6},
+            {"cat": "kernel", "ts": 5e6, "dur": 1e6},
+            {"name": "process_name", "ph": "M"},
+        ]
+    }
+    assert turns.busy_seconds(turns.kernels(trace)) == pytest.approx(4)
+    assert turns.busy_seconds([]) == 0
+
+
+@pytest.mark.parametrize(("batch", "pictures"), [(1, 256), (16, 256), (48, 288), (64, 256), (100, 400), (512, 2048)])
+def test_made_up_pictures_fill_whole_batches(batch: int, pictures: int) -> None:
+    assert bench_data.number(batch) == pictures
+
+
+def test_made_up_pictures_are_a_data_set(project: Project, tmp_path: Path) -> None:
+    from lab import dataset
+
+    found = dataset.open_dataset(str(bench_data.make(tmp_path / "made", 4)), project)
+    for picture in found.images("train"):
+        rows = [line.split() for line in dataset.label_file(picture).read_text().splitlines()]
+        assert len(rows) == bench_data.BOXES
+        assert all(int(row[0]) in found.names for row in rows)
+        assert all(0 <= float(edge) <= 1 for row in rows for edge in row[1:])
+    sizes = [picture.stat().st_size for picture in found.images("train")]
+    assert 100_000 < sum(sizes) / len(sizes) < 400_000
+    assert len({picture.read_bytes() for picture in found.images("train")}) == 4
+
+
+@pytest.mark.parametrize(
+    ("words", "wants"),
+    [
+        (["--seconds", "0"], "5 or more"),
+        (["--batch", "0"], "1 or more"),
+        (["--workers", "-1"], "0 or more"),
+        (["--img", "50"], "use 32 or 64"),
+        (["--with", "chanels_last"], "did you mean channels_last?"),
+        (["--without", "nothing_such"], "there is nothing of that name"),
+        (["--loader", "--switches"], "give one of them"),
+        (["--data", "nowhere.yaml"], "does not exist"),
+        (["--device", "0"], "no such GPU"),
+        (["--engine", "yolov9"], "yolov5 or yolov5u"),
+        (["--model", "yolov5q"], "does not exist"),
+    ],
+)
+def test_bad_input_is_one_sentence(ready: Project, words: list[str], wants: str, capsys: Any) -> None:
+    assert cli.main(["bench", *words]) == 2
+    said = capsys.readouterr().err.strip()
+    assert wants in said
+    assert "\n" not in said
+
+
+def test_a_data_set_without_pictures_is_refused(ready: Project, tmp_path: Path, capsys: Any) -> None:
+    for split in ("train", "val"):
+        (tmp_path / "empty" / split).mkdir(parents=True)
+    (tmp_path / "empty" / "data.yaml").write_text("train: train\nval: val\nnames: [a]\n")
+    assert cli.main(["bench", "--data", str(tmp_path / "empty" / "data.yaml")]) == 2
+    assert "has no pictures" in capsys.readouterr().err
+
+
+def test_a_large_data_set_is_sampled(project: Project, shapes: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(bench, "SAMPLE", 4)
+    wish = bench.Wish("yolov5", "yolov5n", 96, 1, data=str(shapes))
+    from lab import dataset
+
+    file = bench._sample(wish, tmp_path, project)
+    whole = set(dataset.open_dataset(str(shapes), project).images("train"))
+    chosen = list(dataset.open_dataset(str(file), project).images("train"))
+    assert 2 <= len(chosen) <= 4 < len(whole)
+    assert set(chosen) <= whole
+
+
+# Arms, with a script in the place of an engine
+
+ARM = """
+import json, os, sys, time
+request = json.load(open(sys.argv[1]))
+about = request["turns"]
+orders, answers = os.fdopen(about["orders"]), os.fdopen(about["answers"], "w")
+def tell(**answer): answers.write(json.dumps(answer) + "\\n"); answers.flush()
+if "fails" in request:
+    json.dump({"sentence": "the labels are wrong", "status": 1}, open(request["report"], "w")); sys.exit(1)
+tell(ready=True, device="cpu")
+log = open(request["log"], "a")
+for line in orders:
+    order = json.loads(line)
+    log.write(request["name"] + "\\n"); log.flush()
+    if "hangs" in request: time.sleep(60)
+    time.sleep(0.05)
+    tell(images=10, batches=1, seconds=0.05 * request["pace"], waited=0, processor_seconds=0.01, device_bytes=None)
+"""
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path) -> Any:
+    (tmp_path / "arm.py").write_text(ARM)
+
+    def make(name: str, pace: float = 1, **more: Any) -> Arm:
+        payload = {"name": name, "pace": pace, "log": str(tmp_path / "log"), "turns": {}, **more}
+        return Arm(name, name, tmp_path / "arm.py", payload, turns.OWN)
+
+    return make
+
+
+@pytest.fixture
+def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arms, "child_environment", lambda *_: dict(os.environ))
+    monkeypatch.setattr(arms, "SHORTEST", 0.01)
+
+
+def test_arms_take_turns(project: Project, tmp_path: Path, stand_in: Any, quiet: None) -> None:
+    made = [stand_in("slow", 2), stand_in("fast", 1)]
+    found = arms.alternate(made, project, tmp_path / "arms", time.monotonic() + 60)
+    order = (tmp_path / "log").read_text().split()
+    assert order == ["slow", "fast"] * (arms.ROUNDS + 1)  # and once to warm up
+    assert [len(one.turns) for one in found] == [arms.ROUNDS] * 2
+    assert bench.ratios([found])["fast/slow"] == pytest.approx(2)
+
+
+def test_an_arm_that_fails_says_why_and_the_others_end(
+    project: Project, tmp_path: Path, stand_in: Any, quiet: None
+) -> None:
+    made = [stand_in("good"), stand_in("bad", fails=True)]
+    with pytest.raises(LabError, match="bad: the labels are wrong"):
+        arms.alternate(made, project, tmp_path / "arms", time.monotonic() + 60)
+    running = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=False).stdout
+    assert str(tmp_path / "arm.py") not in running
+
+
+def test_an_arm_that_hangs_is_given_up_in_time(project: Project, tmp_path: Path, stand_in: Any, quiet: None) -> None:
+    begun = time.monotonic()
+    with pytest.raises(LabError, match="hangs was not done in time: give more --seconds"):
+        arms.alternate([stand_in("hangs", hangs=True)], project, tmp_path / "arms", begun + 2)
+    assert time.monotonic() - begun < 20
+
+
+# With torch and the engines
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arms, "ROUNDS", 2)
+    monkeypatch.setattr(arms, "LONGEST", 1.0)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+@pytest.mark.container
+@pytest.mark.parametrize("engine", ["yolov5", "yolov5u"])
+def test_three_arms_and_a_whole_record(engine: str, project: Project, shapes: Path, short: None, capsys: Any) -> None:
+    if engine == "yolov5" and not upstream.present(CODE / "yolov5"):
+        pytest.skip("YOLOv5's source is not here: run `lab fetch` first")
+    words = ["--engine", engine, "--model", "yolov5n", "--img", "64", "--batch", "2", "--data", str(shapes)]
+    words += ["--device", "cpu", "--seconds", "900", "--out", "out/bench.json", "--workers", "1"]
+    assert cli.main(["bench", *words]) == 0, capsys.readouterr().err
+    said = json.loads((project.root / "out" / "bench.json").read_text())
+    assert [one["name"] for one in said["arms"]] == ["ceiling", "upstream", "ours"]
+    for one in said["arms"]:
+        assert one["slowest"] <= one["rate"] <= one["fastest"]
+        assert one["rates"]
+        assert one["idle"] is None  # no GPU
+    by_name = {one["name"]: one for one in said["arms"]}
+    assert by_name["ceiling"]["waiting"] is None
+    assert 0 <= by_name["upstream"]["waiting"] <= 1
+    assert set(said["ratios"]) == {"upstream/ceiling", "ours/ceiling", "ours/upstream"}
+    assert said["versions"]["torch"]
+    assert said["host"]["cpus"] >= 1
+    assert said["options"] | {"engine": engine, "imgsz": 64, "batch": 2} == said["options"]
+    assert said["device"]["device"] == "cpu"
+    assert "to upstream" in " ".join(capsys.readouterr().out.split())
+    assert not list(project.runs.glob("**/*.pt"))  # nothing of the trainings stays
+
+
+@pytest.mark.container
+def test_tune_prescribes_what_train_takes(project: Project, shapes: Path, short: None, capsys: Any) -> None:
+    if not upstream.present(CODE / "yolov5"):
+        pytest.skip("YOLOv5's source is not here: run `lab fetch` first")
+    sizes = ["--img", "64", "--batch", "2", "--device", "cpu"]
+    assert cli.main(["tune", "--model", "yolov5n", *sizes, "--seconds", "1500", "--json"]) == 0, capsys.readouterr().err
+    said = json.loads(capsys.readouterr().out)
+    assert said["measured_on_one_device"] > 0
+    assert "the processors are the limit" in said["sentence"]
+    assert (project.root / said["file"]).is_file()
+    words = ["--tuned", "--epochs", "1", "--noplots", "--noval", "--cfg", "yolov5n.yaml", "--weights", ""]
+    assert cli.main(["train", *words, "--img", "64", "--device", "cpu"]) == 0
+    asked = json.loads((project.root / "runs/train/exp/request.json").read_text())
+    assert asked["options"]["batch_size"] == 2
+    assert asked["options"]["workers"] == said["chosen"]["candidate"]["workers"]
