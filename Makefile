@@ -22,7 +22,7 @@ lint: $(VENV)/ready
 	$(BIN)/ruff format --config pyproject.toml --check .
 	$(BIN)/mypy
 	$(BIN)/mypy --ignore-missing-imports "template/{{cookiecutter.project_slug}}/code/lab"
-	$(BIN)/shellcheck .ci/run tests/newest-python tests/e2e/docker-stub template/*/docker/{install-apt,install-torch,install-wheels,lock,drop-unused,entrypoint,healthy,start-jupyter,start-ssh,with-host-ca} template/*/.devcontainer/host-setup
+	$(BIN)/shellcheck .ci/run tests/newest-python tests/e2e/docker-stub benchmarks/gpu.sh benchmarks/gpu-pack template/*/docker/{install-apt,install-torch,install-wheels,lock,drop-unused,entrypoint,healthy,start-jupyter,start-ssh,with-host-ca} template/*/.devcontainer/host-setup
 
 e2e: $(VENV)/ready ## generate, open with the Dev Container CLI, train, export; needs Docker, Compose 2, the CLI
 	$(BIN)/python -m pytest tests/e2e --durations=0 -rs
@@ -32,6 +32,7 @@ bench: $(VENV)/ready ## measure; results go to benchmarks/results
 	$(BIN)/python benchmarks/doctor.py
 	$(BIN)/python benchmarks/fleet.py
 	$(BIN)/python benchmarks/data_check.py
+	$(BIN)/python benchmarks/table.py
 
 lock: ## refresh requirements.lock; needs uv
 	uv pip compile --quiet --universal --python-version 3.10 --fork-strategy requires-python --generate-hashes \

@@ -1,0 +1,119 @@
+#!/usr/bin/env bash
+# The whole measurement of a machine's GPU, in nine minutes at most, without a network:
+#   benchmarks/gpu-pack                      before, on a machine with a network
+#   benchmarks/gpu.sh [--quick]              on the machine with the GPU; python3 there has torch and torchvision
+# Results go into one file for each kind of device, $OUT/gpu-NAME.json or cpu.json (OUT: benchmarks/results), after each
+# part; a part that fails or runs out of time costs only itself, and is named at the end. Without a GPU the processor is
+# measured, at sizes it can bear. --quick: tiny sizes, to see that all of it works up to the device. At most $CORES (8)
+# processors are used, as in the table; LIMIT bounds the seconds in all.
+set -uo pipefail
+root=$(cd "$(dirname "$0")/.." && pwd)
+pack=${PACK:-$root/build/gpu-pack} out=${OUT:-$root/benchmarks/results} cores=${CORES:-8}
+quick=""; [ "${1:-}" = --quick ] && quick=1
+[ $# -eq 0 ] || [ -n "$quick" ] || { sed -n '2,9s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+[ -f "$pack/yolov5.tar.gz" ] || { echo "gpu.sh: $pack is not there: run benchmarks/gpu-pack first" >&2; exit 1; }
+
+gpu=$(python3 -c 'import torch; print(torch.cuda.get_device_name(0) if torch.cuda.is_available() else "")') || exit 1
+if [ -n "$quick" ]; then kind=quick device=cpu limit=${LIMIT:-1500}
+elif [ -n "$gpu" ]; then kind=gpu device=0 limit=${LIMIT:-535}
+else kind=cpu device=cpu limit=${LIMIT:-1500}; fi
+began=$SECONDS
+mkdir -p "$out"
+out=$(cd "$out" && pwd)
+result=$out/$kind$([ $kind != gpu ] || printf %s "-$gpu" | tr '[:upper:] ' '[:lower:]-').json
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+# a project as the template makes it, without cookiecutter; packages of the pack only where this machine lacks them
+mkdir -p "$work/site" "$work/project/data" "$work/project/runs"
+for wheel in "$pack"/wheels/*.whl; do
+    name=$(basename "$wheel" | cut -d- -f1)
+    python3 -c "import importlib.metadata as m; m.version('$name')" 2>/dev/null ||
+        python3 -m pip install --quiet --no-index --no-deps --no-compile --target "$work/site" "$wheel"
+done
+cp -r "$root"/template/*/code "$work/project/"
+rm -rf "$work/project/code/yolov5"
+mkdir -p "$work/project/code/yolov5"
+tar -C "$work/project/code/yolov5" -xzf "$pack/yolov5.tar.gz"
+printf 'engine: yolov5\nmodel: yolov5n\nimage_size: 640\n' >"$work/project/lab.yaml"
+export PYTHONPATH=$work/project/code:$work/site PYTHONDONTWRITEBYTECODE=1 CACHE_DIR=$work/cache
+cd "$work/project" || exit 1
+
+narrow=()
+if [ "$(nproc)" -gt "$cores" ] && command -v taskset >/dev/null; then narrow=(taskset -c "0-$((cores - 1))"); fi
+failed=()
+
+part() { # NAME SECONDS COMMAND…
+    local name=$1 seconds=$2 left=$((limit - SECONDS + began))
+    shift 2
+    [ "$left" -ge 15 ] || { failed+=("$name (no time left)"); return; }
+    [ "$seconds" -le "$left" ] || seconds=$left
+    echo "== $name, $seconds s at most" >&2
+    timeout --signal=TERM --kill-after=5 "$seconds" "${narrow[@]}" python3 "$@" || failed+=("$name")
+    keep "$name"
+}
+keep() { # NAME: take what there is of a part into the result, also of one that was stopped
+    [ -f "$work/$1.json" ] || return 0
+    python3 - "$result" "$1" "$work/$1.json" <<'END'
+import json, pathlib, sys
+file, name, part = pathlib.Path(sys.argv[1]), sys.argv[2], pathlib.Path(sys.argv[3])
+said = json.loads(file.read_text()) if file.exists() else {}
+fresh = file.with_suffix(".part")
+fresh.write_text(json.dumps({**said, name: json.loads(part.read_text())}, indent=1) + "\n")
+fresh.replace(file)
+END
+}
+bench() { # NAME SECONDS OPTION…
+    local name=$1 seconds=$2
+    shift 2
+    part "$name" "$((seconds + 12))" -m lab bench --device "$device" --seconds "$seconds" --out "$work/$name.json" "$@"
+}
+
+epochs() { # SECONDS OPTION…
+    local seconds=$1
+    shift
+    part epochs "$seconds" "$root/benchmarks/epochs.py" --device "$device" --model yolov5n --result "$work/epochs.json" "$@"
+}
+
+paint() { # SECONDS OPTION…: it writes beside itself, so it runs from a copy
+    [ -f "$root/benchmarks/paint_device.py" ] || return 0
+    local seconds=$1
+    shift
+    cp -r "$root/benchmarks" "$root/template" "$work/"
+    rm -f "$work"/benchmarks/results/paint-device-*.json
+    part paint-device "$seconds" "$work/benchmarks/paint_device.py" "$@"
+    mv "$work"/benchmarks/results/paint-device-*.json "$work/paint-device.json" 2>/dev/null && keep paint-device
+}
+
+case $kind in
+quick)
+    tiny=(--model yolov5n --img 64 --batch 4)
+    bench bench-yolov5n 300 "${tiny[@]}"
+    bench loader 200 "${tiny[@]}" --loader
+    epochs 300 --img 64 --batch 8 --images 32 --picture 96
+    paint 100 --seconds 1 --batch 2 --side 64 --images 8
+    bench switches-yolov5n 500 "${tiny[@]}" --switches
+    ;;
+cpu)
+    bench loader 150 --model yolov5n --img 640 --batch 16 --loader
+    bench bench-yolov5n 240 --model yolov5n --img 320 --batch 8
+    bench switches-yolov5n 500 --model yolov5n --img 320 --batch 8 --switches
+    epochs 400 --img 96 --batch 16 --images 128 --picture 640
+    ;;
+gpu)
+    bench bench-yolov5n 50 --model yolov5n --batch 64
+    bench bench-yolov5s 50 --model yolov5s --batch 64
+    epochs 80 --img 640 --batch 64 --images 2560
+    bench switches-yolov5n 60 --model yolov5n --batch 64 --switches
+    paint 30 --seconds 1
+    bench bench-yolov5m 45 --model yolov5m --batch 64
+    bench bench-yolov5l 45 --model yolov5l --batch 64
+    bench switches-yolov5s 50 --model yolov5s --batch 64 --switches
+    bench loader 30 --batch 64 --loader
+    # ultralytics writes its tables with polars, which is not in the pack
+    part batch-auto 80 "$root/benchmarks/batch_auto.py" --engine yolov5 --model yolov5x --img 640 --images 1200 \
+        --result "$work/batch-auto.json"
+    ;;
+esac
+echo "gpu.sh: $((SECONDS - began)) s, results in $result" >&2
+[ ${#failed[@]} -eq 0 ] || { printf 'gpu.sh: failed: %s\n' "${failed[@]}" >&2; exit 1; }

@@ -1,0 +1,72 @@
+"""The table of benchmarks/README.md follows from the results."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import table  # noqa: E402
+
+
+def arm(name: str, rate: float, **more: Any) -> dict[str, Any]:
+    return {"name": name, "about": "", "rate": rate, "per_core": None, "idle": None, **more}
+
+
+def part(device: str, arms: list[dict[str, Any]], **ratios: float) -> dict[str, Any]:
+    return {
+        "host": {"cpus": 8, "processor": "EPYC"}, "device": {"device": device},
+        "options": {"imgsz": 640, "batch": 64}, "arms": arms,
+        "ratios": {name.replace("_to_", "/"): ratio for name, ratio in ratios.items()},
+    }  # fmt: skip
+
+
+@pytest.fixture
+def measured(tmp_path: Path) -> Path:
+    arms = [arm("ceiling", 2000), arm("upstream", 360), arm("ours", 1940, idle=0.031)]
+    bench = part("NVIDIA H200", arms, ours_to_upstream=5.39, ours_to_ceiling=0.97)
+    steps = part("NVIDIA H200", [arm("none", 1500), arm("loss", 1650)], loss_to_none=1.1)
+    gpu = {"bench-yolov5n": bench, "switches-yolov5n": steps}
+    (tmp_path / "gpu-nvidia-h200.json").write_text(json.dumps(gpu))
+    rates = [arm(name, 1, per_core=rate) for name, rate in (("upstream", 45), ("upstream cache", 280), ("store", 360))]
+    (tmp_path / "cpu.json").write_text(json.dumps({"loader": part("cpu", rates)}))
+    (tmp_path / "doctor.json").write_text("{}")
+    return tmp_path
+
+
+def rows(text: str) -> dict[str, list[str]]:
+    lines = [[cell.strip() for cell in line.strip("|\n").split("|")] for line in text.splitlines()]
+    return {cells[0]: cells[1:] for cells in lines}
+
+
+def test_the_page_is_up_to_date() -> None:
+    done = subprocess.run([sys.executable, str(ROOT / "benchmarks/table.py"), "--check"], check=False)
+    assert done.returncode == 0, "run `python benchmarks/table.py`"
+
+
+def test_a_row_for_each_technique_and_a_column_for_each_device(measured: Path) -> None:
+    said = rows(table.table(table.results(measured)))
+    assert said["technique"][1:] == ["NVIDIA H200, 8 processors", "EPYC, 8 processors"]
+    assert said["all of them: `lab train`, yolov5n"][1] == "5.39; 97 %; 3.1 % (1,940 images/s; 640 pixels, batch 64)"
+    assert said["`--with loss`"][1:] == ["1.10", "not measured yet"]
+    assert said["store of decoded images: loader alone"][2] == "360; 8.0; 1.3"
+
+
+def test_what_was_not_measured_is_said(measured: Path) -> None:
+    (measured / "gpu-nvidia-h200.json").unlink()
+    said = rows(table.table(table.results(measured)))
+    assert said["technique"][1] == "a GPU"
+    assert said["all of them: `lab train`, yolov5n"][1:] == ["not measured yet", "not measured yet"]
+
+
+def test_what_surrounds_the_table_is_kept(measured: Path) -> None:
+    page = f"before\n{table.BEGIN}old\n{table.END}after\n"
+    fresh = table.with_table(page, table.results(measured))
+    assert fresh.startswith("before\n")
+    assert fresh.endswith("after\n")
+    assert "old" not in fresh
+    assert table.with_table(fresh, table.results(measured)) == fresh
