@@ -58,7 +58,9 @@ def bench(
     with_: Annotated[str, typer.Option("--with", help="as for `lab train`: turn on, separated by commas")] = "",
     without: Annotated[str, typer.Option(help="as for `lab train`: turn off")] = "",
     loader: Annotated[bool, typer.Option("--loader", help="loaders alone: images a second of one processor")] = False,
-    switches: Annotated[bool, typer.Option("--switches", help="each technique of the step alone")] = False,
+    switches: Annotated[
+        bool, typer.Option("--switches", help="each technique of the step alone; compile from --seconds 400 on")
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="write the figures into this JSON file", show_default=False)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the figures as JSON instead of a table")] = False,
 ) -> None:

@@ -22,10 +22,12 @@ from typing import Any
 
 from lab.environment import child_environment
 from lab.errors import FAILED, LabError
+from lab.fast import trial
 from lab.project import Project
 
 ROUNDS = 5  # enough for a median that one disturbance does not move
 SHORTEST, LONGEST = 1.0, 10.0  # seconds of a turn
+COMPILED = 2 * (trial.WARM + trial.STEPS) + 2  # batches after which a step that is compiled has settled
 SAID = 2000  # characters of a child's own words that an error shows
 Show = Callable[[str], None]  # told what is being done
 
@@ -194,7 +196,8 @@ def _rounds(running: list[Running], measured: list[Measured], until: float, show
     # the first turn of each compiles, finds its fastest kernels, fills its queues: it is not counted
     for each in running:
         show(f"{each.arm.name} warms up")
-        each.ask({"do": "go", "seconds": SHORTEST, "skip": 0}, until)
+        on = each.arm.payload.get("speed", {}).get("switches", ())
+        each.ask({"do": "go", "seconds": SHORTEST, "skip": COMPILED if "compile" in on else 0}, until)
     for number in range(ROUNDS):
         left = until - time.monotonic()
         turn = min(LONGEST, max(SHORTEST, left / ((ROUNDS - number) * len(running)) - SHORTEST / 2))

@@ -32,6 +32,7 @@ from lab.project import Project
 
 CEILING, UPSTREAM, OURS = "ceiling", "upstream", "ours"
 LEAST_SECONDS = 5.0  # no engine starts in less
+COMPILING = 400.0  # seconds: the compiler takes a minute or two of them
 PROFILED = 30  # batches under the profiler: a second or two of a GPU
 TOGETHER = 5  # arms at once: each holds a model on the device and some 700 MB of main memory
 SAMPLE = 512  # pictures of a data set that are used
@@ -237,12 +238,17 @@ def loaders(scene: Scene, with_store: bool = True) -> list[Arm]:
 
 
 def each_switch(scene: Scene) -> list[Arm]:
-    """The arms of `lab bench --switches`: the step on a fixed batch, with nothing, and with each technique alone."""
+    """The arms of `lab bench --switches`: the step on a fixed batch, with nothing, and with each technique alone.
+
+    torch.compile only where there are COMPILING seconds.
+    """
     engine, device = scene.wish.engine, choose.device_kind(scene.wish.device)
     made = [arm(scene, "none", "the engine's own step", turns.FIXED, {}, workers=0)]
     for switch in switches.SWITCHES:
         if not switches.works(switch, engine, device):
             continue
+        if switch.name == "compile" and scene.wish.seconds < COMPILING:
+            continue  # the compiler alone would take the others' time
         alone = replace(scene.wish, speed=plan.Wish(with_=(switch.name,), without=_all_but(switch.name)))
         try:
             speed = on_its_own_data(ours(replace(scene, wish=alone)), [switch.name])
