@@ -1,0 +1,54 @@
+"""A picture that a stranger sent: what it is and how large, read from its header, before a pixel of it is decoded."""
+
+from __future__ import annotations
+
+import io
+import warnings
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+KINDS = ("JPEG", "PNG", "BMP", "WEBP")
+MEGAPIXEL = 1_000_000
+
+
+class Refusal(Exception):
+    """A request that is not served: the HTTP status, and one sentence for whoever sent it."""
+
+    def __init__(self, status: int, sentence: str, headers: dict[str, str] | None = None) -> None:
+        super().__init__(sentence)
+        self.status = status
+        self.sentence = sentence
+        self.headers = headers or {}
+
+
+def dimensions(data: bytes) -> tuple[int, int]:
+    """Width and height as the header has them. Raises Refusal when it is no picture of KINDS."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's own about size: the limit here is the caller's
+            with Image.open(io.BytesIO(data), formats=KINDS) as image:
+                return image.size
+    except Image.DecompressionBombError:
+        raise Refusal(413, "it has far too many pixels") from None
+    except Exception:  # whatever a damaged header makes of Pillow
+        raise Refusal(415, f"it is no picture that is known here ({', '.join(KINDS)}), or its beginning is damaged") from None
+
+
+def decode(data: bytes, most: int) -> npt.NDArray[np.uint8]:
+    """The picture, H x W x 3 in BGR, turned as its EXIF data says. Raises Refusal; also when it has over `most` pixels."""
+    width, height = dimensions(data)
+    if width * height > most:
+        raise Refusal(
+            413,
+            f"it is {width} x {height} pixels, and {most / MEGAPIXEL:g} million are the limit: send it smaller",
+        )
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error:
+        image = None
+    if image is None:
+        raise Refusal(422, f"its header says {width} x {height} pixels, but the rest is damaged or cut short")
+    return image  # type: ignore[return-value]
