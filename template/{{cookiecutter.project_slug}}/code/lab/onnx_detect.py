@@ -51,16 +51,22 @@ def fit(shape: tuple[int, ...], size: tuple[int, int]) -> Fit:
     return Fit(scale, height, width, (size[0] - height) // 2, (size[1] - width) // 2)
 
 
-def letterbox(image: npt.NDArray[np.uint8], size: int | tuple[int, int]) -> Array:
-    """A BGR picture, scaled and padded to `size` (both sides, or height and width); 3 x H x W in RGB, 0 to 1."""
+def letterbox(image: npt.NDArray[np.uint8], size: int | tuple[int, int], out: Array | None = None) -> Array:
+    """A BGR picture, scaled and padded to `size` (both sides, or height and width); 3 x H x W in RGB, 0 to 1.
+
+    Written to `out` when it is given: fresh memory of that size costs more than the arithmetic.
+    """
     rows, columns = (size, size) if isinstance(size, int) else size
     to = fit(image.shape, (rows, columns))
     same = image.shape[:2] == (to.height, to.width)
     resized = image if same else cv2.resize(image, (to.width, to.height), interpolation=cv2.INTER_LINEAR)
-    padded = np.full((rows, columns, 3), GREY, np.uint8)
-    padded[to.top : to.top + to.height, to.left : to.left + to.width] = resized
-    planes = np.ascontiguousarray(padded[:, :, ::-1].transpose(2, 0, 1), np.float32)
-    return np.divide(planes, np.float32(255), out=planes)
+    planes = np.empty((3, rows, columns), np.float32) if out is None else out
+    if (to.height, to.width) != (rows, columns):
+        planes.fill(np.float32(GREY) / np.float32(255))
+    for plane, channel in zip(planes[::-1], cv2.split(resized), strict=True):
+        inside = plane[to.top : to.top + to.height, to.left : to.left + to.width]
+        np.divide(channel, np.float32(255), out=inside, dtype=np.float32)
+    return planes
 
 
 def infer(model: Path, images: Array, batch: int = 1) -> Array:

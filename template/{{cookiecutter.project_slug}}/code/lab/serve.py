@@ -61,16 +61,21 @@ def main(project: Project, file: Path, place: Place, given: Limits, device: str,
         flush=True,
     )
     print(f"lab: http://{_shown(place.host)}:{bound.getsockname()[1]}{_risk(place)}", flush=True)
+    signal.signal(signal.SIGTERM, _end)  # uvicorn drains first, then hands it on
+    try:
+        server(app).run(sockets=[bound])
+    finally:
+        queue.close()
+    return 0
+
+
+def server(app: Any) -> uvicorn.Server:
+    """uvicorn as it is used here; end it with `should_exit`."""
     config = uvicorn.Config(
         app, http=ImpatientProtocol, ws="none", lifespan="off", loop="asyncio", log_level="error", access_log=False,
         limit_concurrency=CONNECTIONS, timeout_graceful_shutdown=DRAIN, server_header=False, proxy_headers=False,
     )  # fmt: skip
-    signal.signal(signal.SIGTERM, _end)  # uvicorn drains first, then hands it on
-    try:
-        uvicorn.Server(config).run(sockets=[bound])
-    finally:
-        queue.close()
-    return 0
+    return uvicorn.Server(config)
 
 
 def _end(*_: Any) -> None:

@@ -164,7 +164,7 @@ class Service:
             left = self.limits.timeout - (time.monotonic() - begun)
             self.queue.enter(len(files) - 1, left)
             places = len(files)
-            found = await self._found([data for _, data in files], Wish(conf, iou, max_det), left)
+            found = await self._found(request, [data for _, data in files], Wish(conf, iou, max_det), left)
         finally:
             self.queue.leave(places)
             self.held -= room
@@ -237,24 +237,26 @@ class Service:
             raise Refusal(400, "the form holds no file: send one, as curl --form file=@picture.jpg does")
         return files
 
-    async def _found(self, pictures: list[bytes], wish: Wish, within: float) -> list[Found]:
+    async def _found(self, request: Request, pictures: list[bytes], wish: Wish, within: float) -> list[Found]:
+        """What is in each picture. Raises Refusal; also when the client has gone, so that nobody works for it."""
         waiting = [self.queue.submit(data, wish) for data in pictures]
+        every = asyncio.gather(*waiting)
+        gone = asyncio.ensure_future(_gone(request))
         try:
-            await asyncio.wait(waiting, timeout=within, return_when=asyncio.FIRST_EXCEPTION)
-            for number, one in enumerate(waiting, 1):
-                error = one.exception() if one.done() else None
-                if isinstance(error, Refusal) and error.status < 500 and len(waiting) > 1:
-                    raise Refusal(error.status, f"picture {number} of {len(waiting)}: {error.sentence}")
-                if isinstance(error, Refusal) and error.status < 500:
-                    raise Refusal(error.status, f"the picture cannot be used: {error.sentence}")
-                if error:
-                    raise error
-            if not all(one.done() for one in waiting):
-                raise Refusal(503, f"it took more than {self.limits.timeout:g} s", {"Retry-After": "1"})
-            return [one.result() for one in waiting]
+            await asyncio.wait({every, gone}, timeout=within, return_when=asyncio.FIRST_COMPLETED)
+            if every.done():
+                for number, one in enumerate(waiting, 1):
+                    error = one.exception() if one.done() else None
+                    if isinstance(error, Refusal) and error.status < 500:
+                        which = f"picture {number} of {len(waiting)}" if len(waiting) > 1 else "the picture cannot be used"
+                        raise Refusal(error.status, f"{which}: {error.sentence}")
+                return every.result()
+            if gone.done():
+                raise Refusal(499, "the client has gone")
+            raise Refusal(503, f"it took more than {self.limits.timeout:g} s", {"Retry-After": "1"})
         finally:
-            for one in waiting:
-                one.cancel()
+            every.cancel()
+            gone.cancel()
 
     def _told(self, name: str, found: Found) -> dict[str, Any]:
         sides = (found.width, found.height) * 2
@@ -292,9 +294,6 @@ def make_app(service: Service, log: bool = False) -> Any:
     form = {"type": "object", "required": ["file"], "properties": {"file": {"type": "array", "items": file}}}
     content = {"multipart/form-data": {"schema": form}, **{kind: {"schema": file} for kind in RAW}}
     extra = {"requestBody": {"required": True, "content": content}}
-    if service.token:
-        app.openapi_components = None
-        extra["security"] = [{"token": []}]  # type: ignore[assignment]
     app.add_api_route(
         "/predict", service.predict, methods=["POST"], openapi_extra=extra,
         responses={200: {"model": Answer, "description": "boxes"}, **problems},
@@ -354,6 +353,12 @@ async def _bounded(request: Request, most: int) -> AsyncGenerator[bytes, None]:
         if length > most:
             raise _too_long(most)
         yield part
+
+
+async def _gone(request: Request) -> None:
+    """Until the client has closed its connection."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def _too_long(most: int) -> Refusal:

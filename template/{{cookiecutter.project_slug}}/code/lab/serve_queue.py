@@ -177,33 +177,32 @@ class Queue:
                     return wanted
 
     def _work(self) -> None:
+        inputs = np.empty((self.batch, 3, *self.network.size), np.float32)
         while jobs := self._take():
             begun = time.monotonic()
             try:
-                self._serve(jobs)
+                self._serve(jobs, inputs)
             except Exception as error:  # a fault of ours or of the GPU must not end the thread
                 for job in jobs:
                     job.end(error)
             self.seconds += 0.1 * ((time.monotonic() - begun) / len(jobs) - self.seconds)
 
-    def _serve(self, jobs: list[Job]) -> None:
-        """Work off one batch; who sent what cannot be decoded hears it, the others are served."""
+    def _serve(self, jobs: list[Job], inputs: Array) -> None:
+        """Work off one batch; who sent what cannot be decoded hears it, the others are served. `inputs` is written."""
         able: list[tuple[Job, tuple[int, ...], float, float]] = []
-        inputs = []
         for job in jobs:
             begun = time.monotonic()
             try:
-                blob, shape = self._input(job)
+                shape = self._input(job, inputs[len(able)])
             except Refusal as refusal:
                 job.end(refusal)
                 continue
             able.append((job, shape, begun - job.came, time.monotonic() - begun))
-            inputs.append(blob)
         if not able:
             return
         begun = time.monotonic()
         try:
-            raw = self.network.run(np.stack(inputs) if len(inputs) > 1 else inputs[0][None])
+            raw = self.network.run(inputs[: len(able)])
         except Exception as error:
             failure = f"inference fails: {' '.join(str(error).split())[:200] or type(error).__name__}"
             if failure != self.failure:
@@ -221,12 +220,14 @@ class Queue:
                 self.watchers.decoding(decoding)
             job.end(self._found(row, shape, job.wish, (waited, decoding, took)))
 
-    def _input(self, job: Job) -> tuple[Array, tuple[int, ...]]:
-        size = self.network.size
+    def _input(self, job: Job, out: Array) -> tuple[int, ...]:
+        """Write what the network takes to `out`, 3 x H x W; returns the picture's own shape."""
         if job.data is None:
-            return np.zeros((3, *size), np.float32), size
+            out.fill(0)
+            return self.network.size
         image: npt.NDArray[np.uint8] = decode(job.data, self.most_pixels)
-        return letterbox(image, size), image.shape
+        letterbox(image, self.network.size, out)
+        return image.shape
 
     def _found(self, raw: Array, shape: tuple[int, ...], wish: Wish, seconds: tuple[float, float, float]) -> Found:
         boxes, scores, labels = candidates(raw, self.network.layout, wish.confidence)
