@@ -49,7 +49,9 @@ def bare(model: str, seconds: float) -> dict[str, dict[str, float]]:
         options.intra_op_num_threads, options.log_severity_level = wide, 3
         session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         entry = session.get_inputs()[0]
-        shape = [side if isinstance(side, int) else free for side, free in zip(entry.shape, (1, 3, 640, 640))]
+        shape = [
+            side if isinstance(side, int) else free for side, free in zip(entry.shape, (1, 3, 640, 640), strict=True)
+        ]
         images = np.random.default_rng(0).random(shape, np.float32)
         for _ in range(3):
             session.run(None, {entry.name: images})
@@ -77,10 +79,8 @@ def bare(model: str, seconds: float) -> dict[str, dict[str, float]]:
 
 def load(port: int, picture: bytes, clients: int, seconds: float) -> dict[str, Any]:
     """Ask from `clients` connections for `seconds`; answers a second, and the time of each (s)."""
-    head = (
-        f"POST /predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: image/jpeg\r\nContent-Length: {len(picture)}\r\n\r\n"
-    )
-    message = head.encode() + picture
+    fields = f"Host: 127.0.0.1\r\nContent-Type: image/jpeg\r\nContent-Length: {len(picture)}"
+    message = f"POST /predict HTTP/1.1\r\n{fields}\r\n\r\n".encode() + picture
     chooser = selectors.DefaultSelector()
     sent: dict[socket.socket, float] = {}
     rest: dict[socket.socket, bytes] = {}
@@ -181,7 +181,7 @@ def main() -> None:
     for number in range(given.rounds):
         done = subprocess.run(
             [sys.executable, __file__, "--bare", given.model, "--seconds", str(given.seconds)], check=True,
-            capture_output=True, text=True, preexec_fn=lambda: os.sched_setaffinity(0, cores),  # noqa: PLW1509
+            capture_output=True, text=True, preexec_fn=lambda: os.sched_setaffinity(0, cores),
         )  # fmt: skip
         plain = json.loads(done.stdout)
         service = Service(given.model, cores)
@@ -212,7 +212,9 @@ def main() -> None:
     result = {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "hardware": {"processor": _processor(), "cores": given.cores, "cores_of_machine": os.cpu_count()},
-        "versions": {"python": platform.python_version(), "onnxruntime": onnxruntime.__version__, "opencv": cv2.__version__},
+        "versions": {
+            "python": platform.python_version(), "onnxruntime": onnxruntime.__version__, "opencv": cv2.__version__,
+        },
         "model": Path(given.model).name,
         "picture": f"{given.picture.name if given.picture else 'made-up, 640 x 640'}, {len(picture) >> 10} KiB",
         "clients": given.clients, "seconds": given.seconds,

@@ -207,17 +207,25 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
     token_file: Annotated[
         Path | None,
-        typer.Option(help="a file with the token that callers must send  [default: $LAB_SERVE_TOKEN]", show_default=False),
+        typer.Option(
+            help="a file with the token that callers must send  [default: $LAB_SERVE_TOKEN]", show_default=False
+        ),
     ] = None,
     device: Annotated[
-        str, typer.Option(help="cpu, or a GPU's number  [default: the GPU if onnxruntime can use it]", show_default=False)
+        str,
+        typer.Option(help="cpu, or a GPU's number  [default: the GPU if onnxruntime can use it]", show_default=False),
     ] = "",
     img: Annotated[
         int | None, typer.Option(help="pixels, where the export left them open (--dynamic)", show_default=False)
     ] = None,
     batch: Annotated[
         int,
-        typer.Option(min=0, max=64, help="most pictures in a batch, with --dynamic  [default: 8, on the CPU 1]", show_default=False),
+        typer.Option(
+            min=0,
+            max=64,
+            help="most pictures in a batch, with --dynamic  [default: 8, on the CPU 1]",
+            show_default=False,
+        ),
     ] = 0,
     max_body: Annotated[float, typer.Option(min=0.001, max=1024, help="MiB of a request")] = 20,
     max_pixels: Annotated[float, typer.Option(min=0.001, max=1000, help="millions of a picture")] = 50,

@@ -38,10 +38,11 @@ class Fit:
     left: int
 
     def restore(self, boxes: Array, shape: tuple[int, ...]) -> Array:
-        """Boxes (K x 4) in pixels of the network's input, in pixels of the picture of `shape` and cut at its borders."""
+        """Boxes K x 4 in pixels of the network's input, in pixels of the picture of `shape`, cut at its borders."""
         corner = np.array([self.left, self.top, self.left, self.top], np.float32)
         rows, columns = shape[:2]
-        return np.clip((boxes - corner) / np.float32(self.scale), 0, np.array([columns, rows] * 2, np.float32))
+        moved: Array = (boxes - corner) / np.float32(self.scale)
+        return np.clip(moved, 0, np.array([columns, rows] * 2, np.float32), out=moved)
 
 
 def fit(shape: tuple[int, ...], size: tuple[int, int]) -> Fit:
@@ -171,7 +172,11 @@ def suppress(boxes: Array, scores: Array, confidence: float = 0.25, overlap: flo
     sure = best >= confidence
     some, sums, classes = _best_first(boxes[sure], best[sure], labels[sure])
     return [
-        Detection((float(some[i][0]), float(some[i][1]), float(some[i][2]), float(some[i][3])), int(classes[i]), float(sums[i]))
+        Detection(
+            (float(some[i][0]), float(some[i][1]), float(some[i][2]), float(some[i][3])),
+            int(classes[i]),
+            float(sums[i]),
+        )
         for i in distinct(some, classes, overlap)
     ]
 

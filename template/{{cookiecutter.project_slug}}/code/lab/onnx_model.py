@@ -1,4 +1,4 @@
-"""An ONNX file of either engine, opened in onnxruntime: on the GPU when the installed wheel can, else on the processor."""
+"""An ONNX file of either engine in onnxruntime: on the GPU when the installed wheel can, else on the processor."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ class Network:
 def open_network(file: Path, device: str = "", size: int | None = None, threads: int = 0) -> tuple[Network, str]:
     """The model in `file`, run once, and a sentence about where it runs.
 
-    `device` is a GPU's number, "cpu", or "" for the GPU if it can be had. `size` is for files with free sides. `threads`
-    is how many processors one run may take, 0 for all. Raises LabError.
+    `device` is a GPU's number, "cpu", or "" for the GPU if it can be had. `size` is for files with free sides.
+    `threads` is how many processors one run may take, 0 for all. Raises LabError.
     """
     import onnxruntime  # noqa: PLC0415  half a second
 
@@ -71,7 +71,9 @@ def open_network(file: Path, device: str = "", size: int | None = None, threads:
     else:
         why = f"the installed onnxruntime {onnxruntime.__version__} has no CUDA provider"
     if device:
-        raise LabError(f"--device {device}: {why}; `lab doctor` says what is wrong with a GPU, --device cpu does without")
+        raise LabError(
+            f"--device {device}: {why}; `lab doctor` says what is wrong with a GPU, --device cpu does without"
+        )
     return _open(onnxruntime, file, CPU, 0, size, threads), f"on the processor: {why}"
 
 

@@ -40,7 +40,9 @@ class Place:
     token: str
 
 
-def main(project: Project, file: Path, place: Place, given: Limits, device: str, size: int | None, batch: int, log: bool) -> int:
+def main(
+    project: Project, file: Path, place: Place, given: Limits, device: str, size: int | None, batch: int, log: bool
+) -> int:
     """Serve until told to end; returns the exit status. Raises LabError."""
     bound = _listen(place)
     cores = limits.processors()
@@ -83,7 +85,7 @@ def _end(*_: Any) -> None:
 
 
 def weights(project: Project, name: str) -> Path:
-    """The ONNX file that `--weights name` means, "" for the newest run's. Raises LabError with the command to export."""
+    """The ONNX file that `--weights name` means, "" for the newest run's. Raises LabError, with the command for one."""
     if not name:
         found = sorted(project.runs.glob("train/*/weights/*.onnx"), key=lambda file: file.stat().st_mtime)
         if found:
@@ -151,7 +153,11 @@ def _shown(host: str) -> str:
 def _risk(place: Place) -> str:
     if place.host in LOOPBACK:
         return ", for this machine only"
-    who = "whoever has the token" if place.token else f"without a token (--token-file, {TOKEN}): whoever reaches this port"
+    who = (
+        "whoever has the token"
+        if place.token
+        else f"without a token (--token-file, {TOKEN}): whoever reaches this port"
+    )
     return f", on all of its addresses that the network reaches, unencrypted, {who} may use the model"
 
 

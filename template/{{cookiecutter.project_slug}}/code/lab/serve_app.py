@@ -40,7 +40,7 @@ MEBIBYTE = 1 << 20
 RAW = ("image/jpeg", "image/png", "image/bmp", "image/x-ms-bmp", "image/webp", "application/octet-stream")
 PATHS = ("/", "/predict", "/health", "/metrics", "/docs", "/openapi.json")
 SECONDS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5, 10, 30)
-Scope, Message = dict[str, Any], dict[str, Any]
+Message = dict[str, Any]  # of ASGI
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,9 @@ class Service:
         self._admit(request)
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "multipart/form-data" and kind not in RAW:
-            raise Refusal(415, f"Content-Type {kind[:80] or 'is missing'}: send multipart/form-data, or one of {', '.join(RAW)}")
+            raise Refusal(
+                415, f"Content-Type {kind[:80] or 'is missing'}: send multipart/form-data, or one of {', '.join(RAW)}"
+            )
         length = self._length(request)
         self.queue.enter(1, self.limits.timeout)
         places, room = 1, 0
@@ -240,17 +242,19 @@ class Service:
     async def _found(self, request: Request, pictures: list[bytes], wish: Wish, within: float) -> list[Found]:
         """What is in each picture. Raises Refusal; also when the client has gone, so that nobody works for it."""
         waiting = [self.queue.submit(data, wish) for data in pictures]
-        every = asyncio.gather(*waiting)
-        gone = asyncio.ensure_future(_gone(request))
+        every: asyncio.Future[Any] = asyncio.gather(*waiting)
+        gone: asyncio.Future[Any] = asyncio.ensure_future(_gone(request))
         try:
             await asyncio.wait({every, gone}, timeout=within, return_when=asyncio.FIRST_COMPLETED)
             if every.done():
                 for number, one in enumerate(waiting, 1):
                     error = one.exception() if one.done() else None
                     if isinstance(error, Refusal) and error.status < 500:
-                        which = f"picture {number} of {len(waiting)}" if len(waiting) > 1 else "the picture cannot be used"
+                        which = (
+                            f"picture {number} of {len(waiting)}" if len(waiting) > 1 else "the picture cannot be used"
+                        )
                         raise Refusal(error.status, f"{which}: {error.sentence}")
-                return every.result()
+                return list(every.result())
             if gone.done():
                 raise Refusal(499, "the client has gone")
             raise Refusal(503, f"it took more than {self.limits.timeout:g} s", {"Retry-After": "1"})
@@ -320,7 +324,10 @@ class _Counted:
         self.app, self.meters, self.log = app, meters, log
 
     async def __call__(
-        self, scope: Scope, receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]]
+        self,
+        scope: dict[str, Any],
+        receive: Callable[[], Awaitable[Message]],
+        send: Callable[[Message], Awaitable[None]],
     ) -> None:
         if scope["type"] != "http":
             return
@@ -342,7 +349,9 @@ class _Counted:
             if self.log:  # no query, no header, nothing of a body
                 address = (scope.get("client") or ("-",))[0]
                 took = (time.monotonic() - begun) * 1000
-                print(f"{time.strftime('%H:%M:%S')} {address} {scope['method']} {path} {status} {took:.0f} ms", flush=True)
+                print(
+                    f"{time.strftime('%H:%M:%S')} {address} {scope['method']} {path} {status} {took:.0f} ms", flush=True
+                )
 
 
 async def _bounded(request: Request, most: int) -> AsyncGenerator[bytes, None]:
@@ -393,8 +402,8 @@ def _about(service: Service) -> str:
     token = " Send `Authorization: Bearer TOKEN` with /predict and /metrics." if service.token else ""
     return (
         f"Detection with {network.file} at {network.size[1]} x {network.size[0]} pixels. A request may have "
-        f"{limits.body / MEBIBYTE:g} MiB, {limits.images} pictures of {limits.pixels / MEGAPIXEL:g} million pixels, and "
-        f"{limits.timeout:g} s.{token}"
+        f"{limits.body / MEBIBYTE:g} MiB, {limits.images} pictures of {limits.pixels / MEGAPIXEL:g} million pixels "
+        f"each, and {limits.timeout:g} s.{token}"
     )
 
 

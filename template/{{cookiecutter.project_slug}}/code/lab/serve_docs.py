@@ -11,7 +11,8 @@ STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 52rem; margin: 2rem auto; padding: 0 1rem }
 h2 { margin-top: 2.5rem; border-top: 1px solid #8886; padding-top: 1rem } code, pre { font-size: .875rem }
 pre { overflow-x: auto; padding: .75rem 1rem; background: #8882; border-radius: .5rem }
-table { border-collapse: collapse; width: 100% } td, th { text-align: left; padding: .25rem 1rem .25rem 0; vertical-align: top }
+table { border-collapse: collapse; width: 100% } 
+td, th { text-align: left; padding: .25rem 1rem .25rem 0; vertical-align: top }
 """
 EXAMPLES = {
     "/predict": (
@@ -34,14 +35,23 @@ def docs_page(described: dict[str, Any]) -> str:
     ]
     for path, methods in described["paths"].items():
         for method, one in methods.items():
-            parts.append(f"<h2><code>{method.upper()} {escape(path)}</code></h2><p>{escape(one.get('description', ''))}</p>")
-            parts += [f"<pre>{escape(line.replace('ADDRESS', 'http://127.0.0.1:8000'))}</pre>" for line in EXAMPLES.get(path, ())]
+            parts.append(
+                f"<h2><code>{method.upper()} {escape(path)}</code></h2><p>{escape(one.get('description', ''))}</p>"
+            )
+            parts += [
+                f"<pre>{escape(line.replace('ADDRESS', 'http://127.0.0.1:8000'))}</pre>"
+                for line in EXAMPLES.get(path, ())
+            ]
             parts.append(_table("parameter", [(p["name"], _parameter(p)) for p in one.get("parameters", [])]))
-            parts.append(_table("status", [(code, said["description"]) for code, said in sorted(one["responses"].items())]))
+            parts.append(
+                _table("status", [(code, said["description"]) for code, said in sorted(one["responses"].items())])
+            )
     for name, schema in described.get("components", {}).get("schemas", {}).items():
         if "ValidationError" not in name and schema.get("properties"):
             rows = [(key, _type(value)) for key, value in schema["properties"].items()]
-            parts.append(f"<h2>{escape(name)}</h2><p>{escape(schema.get('description', ''))}</p>{_table('field', rows)}")
+            parts.append(
+                f"<h2>{escape(name)}</h2><p>{escape(schema.get('description', ''))}</p>{_table('field', rows)}"
+            )
     return "\n".join(parts)
 
 

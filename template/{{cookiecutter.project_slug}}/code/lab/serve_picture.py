@@ -34,11 +34,13 @@ def dimensions(data: bytes) -> tuple[int, int]:
     except Image.DecompressionBombError:
         raise Refusal(413, "it has far too many pixels") from None
     except Exception:  # whatever a damaged header makes of Pillow
-        raise Refusal(415, f"it is no picture that is known here ({', '.join(KINDS)}), or its beginning is damaged") from None
+        raise Refusal(
+            415, f"it is no picture that is known here ({', '.join(KINDS)}), or its beginning is damaged"
+        ) from None
 
 
 def decode(data: bytes, most: int) -> npt.NDArray[np.uint8]:
-    """The picture, H x W x 3 in BGR, turned as its EXIF data says. Raises Refusal; also when it has over `most` pixels."""
+    """The picture, H x W x 3 in BGR, turned as its EXIF data says. Raises Refusal, also beyond `most` pixels."""
     width, height = dimensions(data)
     if width * height > most:
         raise Refusal(

@@ -7,6 +7,7 @@ fill. onnxruntime and OpenCV let go of Python's lock, so that threads are enough
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import sys
 import threading
@@ -71,10 +72,8 @@ class Job:
             else:
                 self.answer.set_result(found)
 
-        try:
+        with contextlib.suppress(RuntimeError):  # the loop has ended, and nobody waits
             self.loop.call_soon_threadsafe(settle)
-        except RuntimeError:
-            pass  # the loop has ended, and nobody waits
 
 
 @dataclass(frozen=True)
@@ -141,7 +140,7 @@ class Queue:
         return len(self._waiting)
 
     async def ready(self) -> str:
-        """"" when the model answers, else why not: by its last inference, or by a new one when that was long ago."""
+        """ "" when the model answers, else why not: by its last inference, or by a new one when that was long ago."""
         if self.failure or time.monotonic() - self.succeeded > PROBE_SECONDS + self.expected():
             if self._probe is None or self._probe.done():  # one for all who ask
                 self._probe = self.submit(None, Wish(1.0, 1.0, 1))

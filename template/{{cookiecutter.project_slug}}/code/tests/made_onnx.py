@@ -2,8 +2,8 @@
 
     python made_onnx.py FILE.onnx [--fixed] [--anchors]
 
-The input is SIZE x SIZE pixels, cut into cells of CELL; a cell's score is its redness, its box is the cell. The batch is
-free unless --fixed. The output is laid out as yolov5u's, or with --anchors as yolov5's.
+The input is SIZE x SIZE pixels, cut into cells of CELL; a cell's scores are its redness and blueness, its box is the
+cell. The batch is free unless --fixed. The output is laid out as yolov5u's, or with --anchors as yolov5's.
 """
 
 from __future__ import annotations
