@@ -11,7 +11,7 @@ STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 52rem; margin: 2rem auto; padding: 0 1rem }
 h2 { margin-top: 2.5rem; border-top: 1px solid #8886; padding-top: 1rem } code, pre { font-size: .875rem }
 pre { overflow-x: auto; padding: .75rem 1rem; background: #8882; border-radius: .5rem }
-table { border-collapse: collapse; width: 100% } 
+table { border-collapse: collapse; width: 100% }
 td, th { text-align: left; padding: .25rem 1rem .25rem 0; vertical-align: top }
 """
 EXAMPLES = {

@@ -12,6 +12,7 @@ from PIL import Image
 
 KINDS = ("JPEG", "PNG", "BMP", "WEBP")
 MEGAPIXEL = 1_000_000
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit here is the caller's
 
 
 class Refusal(Exception):
@@ -27,10 +28,9 @@ class Refusal(Exception):
 def dimensions(data: bytes) -> tuple[int, int]:
     """Width and height as the header has them. Raises Refusal when it is no picture of KINDS."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's own about size: the limit here is the caller's
-            with Image.open(io.BytesIO(data), formats=KINDS) as image:
-                return image.size
+        with Image.open(io.BytesIO(data), formats=KINDS) as image:
+            size: tuple[int, int] = image.size
+            return size
     except Image.DecompressionBombError:
         raise Refusal(413, "it has far too many pixels") from None
     except Exception:  # whatever a damaged header makes of Pillow
