@@ -14,11 +14,12 @@ from typing import Any
 os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
 
 import cv2
+import numpy as np
 import uvicorn
 
 from lab import limits
 from lab.errors import FAILED, LabError
-from lab.onnx_model import CPU, open_network
+from lab.onnx_model import CPU, Network, open_network
 from lab.project import Project
 from lab.serve_app import Limits, Meters, Service, make_app
 from lab.serve_connection import ImpatientProtocol
@@ -51,6 +52,8 @@ def main(
     if on_cpu:
         cv2.setNumThreads(1)  # as many pictures at once as there are processors: no more threads
     most = network.batch or batch or (1 if on_cpu else 8)
+    if not on_cpu:
+        _prepare(network, most)
     meters = Meters()
     workers = max(1, cores // _threads(cores)) if on_cpu else min(cores, 8)
     queue = Queue(network, workers, most, given.room, given.pixels, meters.watchers())
@@ -69,6 +72,18 @@ def main(
     finally:
         queue.close()
     return 0
+
+
+def _prepare(network: Network, most: int) -> None:
+    """Run each size of batch once: the first run of a size takes a GPU seconds. Raises LabError."""
+    for count in (1 << n for n in range(most.bit_length())):
+        try:
+            network.run(np.zeros((count, 3, *network.size), np.float32))
+        except Exception as error:
+            why = " ".join(str(error).split())[:200]
+            raise LabError(
+                f"the GPU runs no batch of {count} ({why}): try --batch {count // 2 or 1}", FAILED
+            ) from error
 
 
 def server(app: Any) -> uvicorn.Server:
