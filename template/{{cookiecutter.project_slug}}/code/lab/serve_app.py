@@ -151,25 +151,22 @@ class Service:
             raise Refusal(
                 415, f"Content-Type {kind[:80] or 'is missing'}: send multipart/form-data, or one of {', '.join(RAW)}"
             )
-        length = self._length(request)
-        self.queue.enter(1, self.limits.timeout)
-        places, room = 1, 0
+        body = _Body(request, self, self._length(request))
+        self.queue.require(1, self.limits.timeout)  # before the body comes; a place is taken when it has come
+        places = 0
         try:
-            if self.held + length > max(self.limits.held, self.limits.body):
-                raise Refusal(429, "busy: too many bytes are on their way, try again in 1 s", {"Retry-After": "1"})
-            self.held, room = self.held + length, length
+            read = self._files(body) if kind == "multipart/form-data" else self._raw(body)
             try:
-                read = self._files(request, length) if kind == "multipart/form-data" else self._raw(request, length)
                 files = await asyncio.wait_for(read, self.limits.timeout)
             except asyncio.TimeoutError:
                 raise Refusal(408, f"the body did not come within {self.limits.timeout:g} s") from None
             left = self.limits.timeout - (time.monotonic() - begun)
-            self.queue.enter(len(files) - 1, left)
+            self.queue.enter(len(files), left)
             places = len(files)
             found = await self._found(request, [data for _, data in files], Wish(conf, iou, max_det), left)
         finally:
             self.queue.leave(places)
-            self.held -= room
+            self.held -= body.length
         took = time.monotonic() - begun
         self.meters.seconds.observe(took)
         images = [self._told(name, one) for (name, _), one in zip(files, found, strict=True)]
@@ -211,18 +208,17 @@ class Service:
             raise _too_long(self.limits.body)
         return length
 
-    async def _raw(self, request: Request, most: int) -> list[tuple[str, bytes]]:
-        parts = [part async for part in _bounded(request, most)]
-        data = b"".join(parts)
+    async def _raw(self, body: _Body) -> list[tuple[str, bytes]]:
+        data = b"".join([part async for part in body.parts()])
         if not data:
             raise Refusal(400, "the body is empty: send a picture")
         return [("", data)]
 
-    async def _files(self, request: Request, most: int) -> list[tuple[str, bytes]]:
+    async def _files(self, body: _Body) -> list[tuple[str, bytes]]:
         """Names and contents of a form's files, in memory: their names never meet a file system."""
         images = self.limits.images
-        parser = MultiPartParser(request.headers, _bounded(request, most), max_files=images, max_fields=images)
-        parser.spool_max_size = most + 1
+        parser = MultiPartParser(body.request.headers, body.parts(), max_files=images, max_fields=images)
+        parser.spool_max_size = body.most + 1
         try:
             form = await parser.parse()
         except MultiPartException as error:
@@ -247,6 +243,7 @@ class Service:
         try:
             await asyncio.wait({every, gone}, timeout=within, return_when=asyncio.FIRST_COMPLETED)
             if every.done():
+                every.exception()  # heard: asyncio would print it
                 for number, one in enumerate(waiting, 1):
                     error = one.exception() if one.done() else None
                     if isinstance(error, Refusal) and error.status < 500:
@@ -354,14 +351,22 @@ class _Counted:
                 )
 
 
-async def _bounded(request: Request, most: int) -> AsyncGenerator[bytes, None]:
-    """The body, part by part. Raises Refusal (413) when it is longer than `most` bytes."""
-    length = 0
-    async for part in request.stream():
-        length += len(part)
-        if length > most:
-            raise _too_long(most)
-        yield part
+class _Body:
+    """A body on its way: at most `most` bytes, of which `length` have come and count as held."""
+
+    def __init__(self, request: Request, service: Service, most: int) -> None:
+        self.request, self.service, self.most, self.length = request, service, most, 0
+
+    async def parts(self) -> AsyncGenerator[bytes, None]:
+        """What comes. Raises Refusal: 413 when it is too long, 429 when all bodies together hold too much."""
+        async for part in self.request.stream():
+            self.length += len(part)
+            self.service.held += len(part)
+            if self.length > self.most:
+                raise _too_long(self.most)
+            if self.service.held > self.service.limits.held and self.service.held > self.length:
+                raise Refusal(429, "busy: too many bytes are on their way, try again in 1 s", {"Retry-After": "1"})
+            yield part
 
 
 async def _gone(request: Request) -> None:

@@ -111,13 +111,16 @@ class Queue:
         """Seconds until so many more pictures would be done, all that were let in before them."""
         return (self.places + pictures) * self.seconds / self.workers
 
-    def enter(self, pictures: int, within: float) -> None:
-        """Take places for so many pictures; `leave` gives them back. Raises Refusal (429) when there are none, or when
-        the answer would come later than `within` seconds."""
+    def require(self, pictures: int, within: float) -> None:
+        """Raises Refusal (429) when there are no places for so many pictures, or they would be done too late."""
         wait = self.expected(pictures)
         if self.places + pictures > self.room or (self.places and wait > within):
             seconds = max(1, math.ceil(self.expected() - within if wait > within else self.expected() / 2))
             raise Refusal(429, f"busy: try again in {seconds} s", {"Retry-After": str(seconds)})
+
+    def enter(self, pictures: int, within: float) -> None:
+        """Take places for so many pictures, to be done `within` seconds; `leave` gives them back. Raises Refusal."""
+        self.require(pictures, within)
         self.places += pictures
 
     def leave(self, pictures: int) -> None:
