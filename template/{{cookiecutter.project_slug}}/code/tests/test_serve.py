@@ -25,6 +25,7 @@ import cv2
 import made_onnx
 import numpy as np
 import pytest
+from test_container import lab
 
 from lab import cli, demo, serve, serve_connection, serve_queue, upstream
 from lab.onnx_detect import candidates, decode, distinct, fit, iou, letterbox, suppress
@@ -618,6 +619,7 @@ def test_serve_keeps_its_memory_under_a_thousand_requests(project: Project) -> N
 
 
 @pytest.mark.container
+@pytest.mark.long
 @pytest.mark.parametrize("engine", ENGINES)
 def test_serve_finds_what_the_checkpoint_finds(engine: str, project: Project, tmp_path: Path) -> None:
     """Against the engine's own `detect` on square pictures, and against the .pt by way of torchvision on others."""
@@ -628,7 +630,8 @@ def test_serve_finds_what_the_checkpoint_finds(engine: str, project: Project, tm
 
     from lab.export_check import checkpoint_predictions
 
-    assert cli.main(["smoke", "--engine", engine, "--keep"]) == 0
+    done = lab(["smoke", "--engine", engine, "--keep"], tmp_path / "log")
+    assert done.returncode == 0, done.stderr[-3000:]
     [run] = project.runs.glob("smoke-*")
     weights = run / "train" / "weights" / "best.pt"
     pictures = sorted((run / "data" / "images" / "val").glob("*"))
@@ -645,7 +648,8 @@ def test_serve_finds_what_the_checkpoint_finds(engine: str, project: Project, tm
         "--nosave",
     ]
     words += ["--conf", "0.25", "--iou", "0.45", "--save-txt", "--save-conf"]
-    assert cli.main(["detect", *words]) == 0
+    done = lab(["detect", *words], tmp_path / "log")
+    assert done.returncode == 0, done.stderr[-3000:]
     told = {file.stem: file.read_text() for file in project.runs.glob("detect/exp/labels/*.txt")}
     compared = 0
     with started("--weights", str(weights.with_suffix(".onnx"))) as (_, one, said):
