@@ -296,8 +296,9 @@ def test_it_learns_and_exports(engine_ready: Opened, engine: str) -> None:
 ASK = """
 lab serve --weights {weights} --port 8765 >/dev/null & server=$!
 ask() {{ curl --silent --fail --noproxy '*' "$@"; }}
-until ask http://127.0.0.1:8765/health >/dev/null; do kill -0 $server || exit 1; sleep 0.2; done
-for file in data/learning/images/val/*; do ask --form "file=@$file" http://127.0.0.1:8765/predict && echo || exit 1; done
+at=http://127.0.0.1:8765
+until ask $at/health >/dev/null; do kill -0 $server || exit 1; sleep 0.2; done
+for file in data/learning/images/val/*; do ask --form "file=@$file" $at/predict && echo || exit 1; done
 kill $server; wait $server
 """
 

@@ -47,15 +47,14 @@ def main(
     """Serve until told to end; returns the exit status. Raises LabError."""
     bound = _listen(place)
     cores = limits.processors()
-    network, where = open_network(file, device, size, threads=_threads(cores))
+    network, where = open_network(file, device, size, threads=1)
     on_cpu = network.provider == CPU
-    if on_cpu:
-        cv2.setNumThreads(1)  # as many pictures at once as there are processors: no more threads
+    cv2.setNumThreads(1)  # as many pictures at once as there are processors: no more threads
     most = network.batch or batch or (1 if on_cpu else 8)
     if not on_cpu:
         _prepare(network, most)
     meters = Meters()
-    workers = max(1, cores // _threads(cores)) if on_cpu else min(cores, 8)
+    workers = cores if on_cpu else min(cores, 8)
     queue = Queue(network, workers, most, given.room, given.pixels, meters.watchers())
     app = make_app(Service(network, queue, given, meters, place.token), log)
     _more_files()
@@ -154,11 +153,6 @@ def _listen(place: Place) -> socket.socket:
             + (f"; {mend}" if mend else ""),
             FAILED,
         ) from error
-
-
-def _threads(cores: int) -> int:
-    """Processors for one picture. One is the most economical; with many cores a picture should not take long either."""
-    return 1 if cores <= 4 else 2 if cores <= 8 else 4
 
 
 def _shown(host: str) -> str:
