@@ -29,9 +29,8 @@ class Detection:
 
 @dataclass(frozen=True)
 class Fit:
-    """How a picture lies in the network's input: scaled by `scale` to `height` x `width`, moved to `top`, `left`."""
+    """How a picture lies in the network's input: scaled to `height` x `width`, moved to `top`, `left`."""
 
-    scale: float
     height: int
     width: int
     top: int
@@ -39,9 +38,11 @@ class Fit:
 
     def restore(self, boxes: Array, shape: tuple[int, ...]) -> Array:
         """Boxes K x 4 in pixels of the network's input, in pixels of the picture of `shape`, cut at its borders."""
-        corner = np.array([self.left, self.top, self.left, self.top], np.float32)
         rows, columns = shape[:2]
-        moved: Array = (boxes - corner) / np.float32(self.scale)
+        corner = np.array([self.left, self.top] * 2, np.float32)
+        # each side by its own: whole pixels make them differ, on a large picture by some of its pixels
+        scale = np.array([columns / self.width, rows / self.height] * 2, np.float32)
+        moved: Array = (boxes - corner) * scale
         return np.clip(moved, 0, np.array([columns, rows] * 2, np.float32), out=moved)
 
 
@@ -49,7 +50,7 @@ def fit(shape: tuple[int, ...], size: tuple[int, int]) -> Fit:
     """How a picture of `shape` (height, width, …) lies in an input of `size` (height, width): whole, and centred."""
     scale = min(size[0] / shape[0], size[1] / shape[1])
     height, width = max(1, round(shape[0] * scale)), max(1, round(shape[1] * scale))
-    return Fit(scale, height, width, (size[0] - height) // 2, (size[1] - width) // 2)
+    return Fit(height, width, (size[0] - height) // 2, (size[1] - width) // 2)
 
 
 def letterbox(image: npt.NDArray[np.uint8], size: int | tuple[int, int], out: Array | None = None) -> Array:
