@@ -72,7 +72,7 @@ def test_compose_accepts_every_file_set(bake: Bake, chosen: dict[str, str]) -> N
         assert done.returncode == 0, done.stderr
         assert "variable is not set" not in done.stderr
         model = json.loads(done.stdout)
-        assert set(model["services"]) == {"dev", "jupyter", "ssh", "tensorboard", "train", "val"}
+        assert set(model["services"]) == {"dev", "jupyter", "serve", "ssh", "tensorboard", "train", "val"}
         assert "profiles" not in model["services"]["dev"]
         for name, service in model["services"].items():
             assert name == "dev" or service["profiles"]

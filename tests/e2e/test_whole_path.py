@@ -280,15 +280,54 @@ def test_it_learns_and_exports(engine_ready: Opened, engine: str) -> None:
             "data/learning/images/val",
             "--img",
             "96",
+            *("--conf", "0.25", "--iou", "0.45", "--save-txt", "--save-conf", "--name", f"seen-{engine}"),
         ),
         ("lab", "export", "--engine", engine, "--weights", weights, "--include", "onnx", "--img", "96"),
     ):
         done = box.run(*command)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert (run / "weights/best.onnx").stat().st_size > 1_000_000
+    assert served_and_detected(box, run / "weights/best.onnx", box.folder / "runs/detect" / f"seen-{engine}") >= 32
     failed = box.run("lab", "export", "--engine", engine, "--weights", weights, "--include", "onnx", "--opset", "99")
     assert failed.returncode in (1, 2), "an export that failed must not look like one that worked"
     assert "Traceback" not in failed.stdout + failed.stderr
+
+
+ASK = """
+lab serve --weights {weights} --port 8765 >/dev/null & server=$!
+ask() {{ curl --silent --fail --noproxy '*' "$@"; }}
+at=http://127.0.0.1:8765
+until ask $at/health >/dev/null; do kill -0 $server || exit 1; sleep 0.2; done
+for file in data/learning/images/val/*; do ask --form "file=@$file" $at/predict && echo || exit 1; done
+kill $server; wait $server
+"""
+
+
+def served_and_detected(box: Opened, onnx: Path, seen: Path) -> int:
+    """What `lab serve` finds by the export is what the engine detects by the checkpoint; how many boxes."""
+    done = box.run("bash", "-c", ASK.format(weights=onnx.relative_to(box.folder)))
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    count = 0
+    for [image] in (json.loads(line)["images"] for line in done.stdout.splitlines() if line.startswith("{")):
+        labels = seen / "labels" / f"{Path(image['file']).stem}.txt"
+        rows = labels.read_text().splitlines() if labels.exists() else []
+        theirs = sorted(tuple(float(word) for word in row.split()) for row in rows)
+        ours = []
+        for box_ in image["boxes"]:
+            left, top, right, bottom = box_["xyxyn"]
+            size = (right - left, bottom - top)
+            ours.append((box_["class"], (left + right) / 2, (top + bottom) / 2, *size, box_["confidence"]))
+
+        def like(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+            return one[0] == other[0] and max(abs(a - b) for a, b in zip(one, other, strict=True)) < 0.02
+
+        # what lies at the very threshold may be in one list alone
+        for some, others in ((ours, theirs), (theirs, ours)):
+            for one in some:
+                known = any(like(one, other) for other in others)
+                assert known or one[5] < 0.27, (image["file"], one, others)
+        count += len(ours)
+    return count
 
 
 @both_engines

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -197,3 +198,61 @@ def report(
     from lab import report as page  # noqa: PLC0415
 
     return page.main(open_project(), runs or [], device or None, not no_val, out)
+
+
+@app.command()
+def serve(
+    weights: Annotated[
+        str, typer.Option(help="an .onnx file of `lab export`  [default: the newest run's]", show_default=False)
+    ] = "",
+    host: Annotated[str, typer.Option(help="address to listen on; 0.0.0.0 lets the network in")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="a file with the token that callers must send  [default: $LAB_SERVE_TOKEN]", show_default=False
+        ),
+    ] = None,
+    device: Annotated[
+        str,
+        typer.Option(help="cpu, or a GPU's number  [default: the GPU if onnxruntime can use it]", show_default=False),
+    ] = "",
+    img: Annotated[
+        int | None, typer.Option(help="pixels, where the export left them open (--dynamic)", show_default=False)
+    ] = None,
+    batch: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=64,
+            help="most pictures in a batch, with --dynamic  [default: 8, on the CPU 1]",
+            show_default=False,
+        ),
+    ] = 0,
+    max_body: Annotated[float, typer.Option(min=0.001, max=1024, help="MiB of a request")] = 20,
+    max_pixels: Annotated[float, typer.Option(min=0.001, max=1000, help="millions of a picture")] = 50,
+    max_images: Annotated[int, typer.Option(min=1, max=1024, help="pictures of a request")] = 16,
+    queue: Annotated[int, typer.Option(min=1, max=4096, help="pictures let in at once; more are told 429")] = 64,
+    timeout: Annotated[float, typer.Option(min=0.1, max=3600, help="seconds for a request")] = 30,
+    log: Annotated[bool, typer.Option("--log", help="print a line for each request")] = False,
+) -> int:
+    """Serve an exported model: pictures in, boxes out as JSON, a page to try it at /, a description at /docs.
+
+    Example: `lab serve --weights runs/train/exp/weights/best.onnx`, then
+    `curl --form file=@picture.jpg http://127.0.0.1:8000/predict`
+    """
+    # OpenCV reads it when it is loaded; a second wall behind the look at the header
+    os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(int(max_pixels * 1_000_000)))
+    try:
+        from lab import serve as service  # noqa: PLC0415
+        from lab.serve_app import Limits  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        raise LabError(f"the package {error.name} is not in this image: choose 'Rebuild Container'") from error
+    project = open_project()
+    file = service.weights(project, weights)
+    place = service.Place(host, port, service.token(token_file))
+    limits = Limits(
+        body=int(max_body * (1 << 20)), pixels=int(max_pixels * 1_000_000), images=min(max_images, queue),
+        timeout=timeout, room=queue,
+    )  # fmt: skip
+    return service.main(project, file, place, limits, device, img, batch, log)
