@@ -146,7 +146,9 @@ def test_refused_answers_leave_nothing(
 
 def test_typed_jinja_is_refused_and_never_rendered(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "cookiecutter", str(ROOT), "--output-dir", str(tmp_path)]
-    typed = "\n".join(["", "{{ cookiecutter.__class__.__mro__ }}", "safe", *[""] * 13]) + "\n"
+    typed = (
+        "\n".join(["", "{{ cookiecutter.__class__.__mro__ }}", "safe", *[""] * 20]) + "\n"
+    )  # and return for each question after it
     done = subprocess.run(command, input=typed, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "project_name: '{{ cookiecutter.__class__.__mro__ }}' holds template marks" in done.stderr

@@ -558,11 +558,13 @@ def test_what_a_project_asks_of_its_host(tmp_path, monkeypatch):
     assert needs(tmp_path) == probe.Needs()
     text = (ROOT / "template/{{cookiecutter.project_slug}}/compose.yaml").read_text()
     (tmp_path / "compose.yaml").write_text(text)
-    assert needs(tmp_path) == probe.Needs("", (("TENSORBOARD_PORT", 6006), ("SERVE_PORT", 8000)), 8 << 30)
+    others = (("SSH_PORT", 2222), ("SERVE_PORT", 8000))
+    usual = (("JUPYTER_PORT", 8888), ("TENSORBOARD_PORT", 6006), *others)
+    assert needs(tmp_path) == probe.Needs("", usual, 8 << 30)
     (tmp_path / ".env").write_text("COMPOSE_PROJECT_NAME=lab\nTENSORBOARD_PORT=7000\nSHM_SIZE=64m\n")
-    assert needs(tmp_path) == probe.Needs("lab", (("TENSORBOARD_PORT", 7000), ("SERVE_PORT", 8000)), 64 << 20)
+    assert needs(tmp_path) == probe.Needs("lab", (usual[0], ("TENSORBOARD_PORT", 7000), *others), 64 << 20)
     monkeypatch.setenv("TENSORBOARD_PORT", "none")
-    assert needs(tmp_path).ports == (("SERVE_PORT", 8000),)
+    assert needs(tmp_path).ports == (usual[0], *others)
 
 
 def test_windows_own_nvidia_smi_comes_first(host):
