@@ -19,6 +19,7 @@ ANSWERS: tuple[tuple[str, int, Any], ...] = (
     (r"/networks/create", 201, {"Id": "n1"}),
     (r"/networks/.+", 404, {"message": "no such network"}),
     (r"/volumes/create", 201, {"Name": "v1"}),
+    (r"/volumes/.+", 404, {"message": "no such volume"}),
     (r"/containers/create", 201, {"Id": "c1", "Warnings": []}),
     (r"/containers/[^/]+/json", 200, {"Id": "c1", "Name": "/c1", "Config": {}, "State": {}, "HostConfig": {},
                                       "NetworkSettings": {"Networks": {}}}),
