@@ -12,10 +12,8 @@ with many small pictures. Writes benchmarks/results/data_check.json.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
-import platform
 import resource
 import subprocess
 import sys
@@ -23,8 +21,8 @@ import tempfile
 import time
 from pathlib import Path
 
-import cv2
 from pictures import label, make
+from result import write
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "data_check.json"
@@ -101,22 +99,7 @@ def main() -> None:
         label(project / "data" / "many", 1)
         figures["many_labels"] = check(project, "many")
         figures["many_again"] = check(project, "many")
-    said = {
-        "date": datetime.date.today().isoformat(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} processors, {_processor()}",
-        "python": platform.python_version(),
-        "opencv": cv2.__version__,
-        **figures,
-    }
-    RESULT.write_text(json.dumps(said, indent=2) + "\n")
-    print(json.dumps(said, indent=2))
-
-
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
+    write(RESULT, figures)
 
 
 if __name__ == "__main__":

@@ -14,10 +14,8 @@ benchmarks/results/store.json.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
-import platform
 import resource
 import shutil
 import signal
@@ -32,6 +30,7 @@ from typing import Any
 import cv2
 import numpy as np
 from pictures import make
+from result import write
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "store.json"
@@ -159,27 +158,12 @@ def main() -> None:
         step("built", place / "many", place / "cache", TINY, 0)
         opened = [step("built", place / "many", place / "cache", TINY, 0) for _ in range(ROUNDS)]
         figures["open"] = min(opened, key=lambda each: float(each["seconds"]))
-    said = {
-        "date": datetime.date.today().isoformat(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} processors, {_processor()}",
-        "python": platform.python_version(),
-        "opencv": cv2.__version__,
-        **figures,
-    }
-    RESULT.write_text(json.dumps(said, indent=2) + "\n")
-    print(json.dumps(said, indent=2))
+    write(RESULT, figures)
 
 
 def _fresh(place: Path, name: str) -> dict[str, Any]:
     shutil.rmtree(place / "cache", ignore_errors=True)
     return step("built", place / name, place / "cache", SIDE, 0)
-
-
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
 
 
 if __name__ == "__main__":
