@@ -3,7 +3,7 @@
     docker run --rm -v PROJECT:/workspace -v "$PWD/benchmarks":/benchmarks -w /workspace IMAGE \\
         python /benchmarks/kills.py --engine yolov5 --result /benchmarks/results/kills-yolov5.json
 
-Inside the container, in a project with YOLOv5's source (`lab fetch`). Runs of six epochs on 48 pictures of 64 pixels,
+Inside the container, in a project with YOLOv5's source (`lab fetch`). Runs of six epochs on 96 pictures of 96 pixels,
 which go on from weights that were trained on them before, so that mAP is far from zero and a loss would show. A fifth of the moments lies before the first step, the others are spread from there to the end of the closing
 measurement, by how much the run has printed: seconds mean nothing on a busy machine. Half of them kill every process
 at once, the others `lab` alone. Undisturbed runs with other seeds are the measure of noise: the final numbers of the
@@ -31,9 +31,9 @@ from typing import Any
 import psutil
 
 EPOCHS = 6
-LEARN = {"yolov5": 100, "yolov5u": 60}  # epochs of the training before
+LEARN = {"yolov5": 150, "yolov5u": 80}  # epochs of the training before
 LEARNT = 0.3  # mAP50 that the training before must reach
-TRAIN = "--data data/kills/data.yaml --hyp hyp.small.yaml --optimizer AdamW --img 64 --batch 16 --workers 0 --noplots"
+TRAIN = "--data data/kills/data.yaml --hyp hyp.small.yaml --optimizer AdamW --img 96 --batch 16 --workers 0 --noplots"
 TRAIN += " --device cpu"
 COMPARED = ("mAP50", "mAP50-95", "val/box_loss", "val/cls_loss")
 SPELT = {"metrics/mAP_0.5": "mAP50", "metrics/mAP_0.5:0.95": "mAP50-95"}
@@ -177,7 +177,7 @@ def main() -> None:
     for old in runs.iterdir() if runs.is_dir() else ():
         shutil.rmtree(old)
     if not Path("data/kills").exists():
-        lab(["data", "demo", "--images", "60", "--size", "64", "--out", "data/kills"], logs / "data.log").wait()
+        lab(["data", "demo", "--images", "120", "--size", "96", "--out", "data/kills"], logs / "data.log").wait()
     learn(wanted.engine, runs, logs)
     whole: list[dict[str, float]] = []
     seconds: list[float] = []
