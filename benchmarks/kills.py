@@ -4,11 +4,12 @@
         python /benchmarks/kills.py --engine yolov5 --result /benchmarks/results/kills-yolov5.json
 
 Inside the container, in a project with YOLOv5's source (`lab fetch`). Runs of six epochs on 96 pictures of 96 pixels,
-which go on from weights that were trained on them before, so that mAP is far from zero and a loss would show. A fifth of the moments lies before the first step, the others are spread from there to the end of the closing
-measurement, by how much the run has printed: seconds mean nothing on a busy machine. Half of them kill every process
-at once, the others `lab` alone. Undisturbed runs with other seeds are the measure of noise: the final numbers of the
-killed runs must lie among them, give or take the width of their range (a tenth of the value at least, and 0.01 for
-mAP). The result is written after every kill.
+which go on from weights that were trained on them before, so that mAP is far from zero and a loss would show. A fifth
+of the moments lies before the first step, the others are spread from there to the end of the closing measurement, by
+how much the run has printed: seconds mean nothing on a busy machine. Half of them kill every process at once, the
+others `lab` alone. Undisturbed runs with other seeds are the measure of noise: the final numbers of the killed runs
+must lie among them, give or take the width of their range (a tenth of the value at least, and 0.01 for mAP). The
+result is written after every kill.
 """
 
 from __future__ import annotations
