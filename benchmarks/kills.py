@@ -30,12 +30,15 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import yaml
 
 EPOCHS = 6
 LEARN = {"yolov5": 150, "yolov5u": 80}  # epochs of the training before
 LEARNT = 0.3  # mAP50 that the training before must reach
-TRAIN = "--data data/kills/data.yaml --hyp hyp.small.yaml --optimizer AdamW --img 96 --batch 16 --workers 0 --noplots"
-TRAIN += " --device cpu"
+TRAIN = "--data data/kills/data.yaml --optimizer AdamW --img 96 --batch 16 --workers 0 --noplots --device cpu"
+SMALL = Path("code/configs/hyp.small.yaml")
+GENTLE = Path("data/kills/hyp.yaml")  # steps that keep what was learnt
+CHANGED = {"lr0": 0.0005, "warmup_epochs": 0.0}
 COMPARED = ("mAP50", "mAP50-95", "val/box_loss", "val/cls_loss")
 SPELT = {"metrics/mAP_0.5": "mAP50", "metrics/mAP_0.5:0.95": "mAP50-95"}
 PROGRESS = re.compile(r"(\d+)/(\d+)\s+[\d.]+G\s")  # YOLOv5 counts from 0, yolov5u from 1
@@ -47,23 +50,25 @@ def lab(words: list[str], log: Path) -> subprocess.Popen[bytes]:
         return subprocess.Popen([sys.executable, "-m", "lab", *words], stdout=out, stderr=subprocess.STDOUT)
 
 
-def learn(engine: str, runs: Path, logs: Path) -> Path:
+def learn(engine: str, runs: Path, logs: Path) -> None:
     """Train the weights that every run goes on from."""
     weights, log = Path(f"data/kills/{engine}.pt"), logs / f"{engine}-before.log"
     if not weights.is_file():
         words = ["--weights=", "--cfg", "yolov5n.yaml", "--epochs", str(LEARN[engine]), "--name", "before"]
+        words += ["--hyp", str(SMALL)]
         process = lab(["train", *TRAIN.split(), *words, "--engine", engine], log)
         assert process.wait() == 0, f"the training before failed, see {log}"
         reached = final(runs / "before")["mAP50"]
         assert reached >= LEARNT, f"the training before reached mAP50 {reached}, not {LEARNT}"
         shutil.copy(runs / "before" / "weights" / "last.pt", weights)
         shutil.rmtree(runs / "before")
-    return weights
+    GENTLE.write_text(yaml.safe_dump({**yaml.safe_load(SMALL.read_text(encoding="utf-8")), **CHANGED}))
 
 
 def begin(engine: str, name: str, seed: int, log: Path) -> subprocess.Popen[bytes]:
     """Start a training."""
     words = ["--weights", f"data/kills/{engine}.pt", "--epochs", str(EPOCHS), "--name", name, "--seed", str(seed)]
+    words += ["--hyp", str(GENTLE)]
     return lab(["train", *TRAIN.split(), *words, "--engine", engine], log)
 
 
