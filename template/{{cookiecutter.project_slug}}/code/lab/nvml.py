@@ -76,8 +76,10 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Answer:
-    """`state`: OK, ABSENT (no driver or no GPU here) or FAILED, `why` in the driver's words; `lost`: for want of a GPU
-    that fell off the bus."""
+    """`state`: OK, ABSENT (no driver or no GPU here) or FAILED, `why` in the driver's words.
+
+    `lost`: it failed because a GPU fell off the bus.
+    """
 
     state: str
     why: str = ""

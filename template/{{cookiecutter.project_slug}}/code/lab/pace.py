@@ -26,10 +26,10 @@ PATIENCE = 5.0  # seconds without news after which a training with short steps i
 
 @dataclass(frozen=True)
 class Pace:
-    """`rate`: images a second, over all ranks. `wait`: share of the time spent waiting for the loader. `time` is Unix's.
+    """`rate`: images a second, over all ranks; `wait`: share of the time spent waiting for the loader.
 
-    Both are of the last `window` seconds inside epochs; validation does not count. `step`: seconds. `reserved`: bytes
-    that torch holds of the first GPU. `pid` is a process of the container `host`.
+    Both are of the last `window` seconds inside epochs: validation does not count. `time` is Unix's, `step` in seconds.
+    `reserved`: bytes that torch holds of the first GPU. All ranks are, or descend from, `pid` of the container `host`.
     """
 
     time: float
@@ -115,7 +115,7 @@ class Meter:
             window=window,
             step=window / done if known else self.inside / max(1, self.steps),
             host=socket.gethostname(),
-            pid=os.getpid(),
+            pid=os.getppid() if "LOCAL_RANK" in os.environ else os.getpid(),  # torchrun, which starts the ranks
             reserved=_reserved(),
         )
         self._marks.append(self._mark())

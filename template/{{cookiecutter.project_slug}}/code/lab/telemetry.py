@@ -179,7 +179,10 @@ def _group_memory() -> int | None:
 
 @dataclass
 class Cards:
-    """The GPUs as the driver tells of them, by NVML, else by nvidia-smi. `why` it tells nothing, and that of a `lost` one."""
+    """The GPUs as the driver tells of them, by NVML, else by nvidia-smi.
+
+    `why` it tells of none, in its words; `lost`: because one fell off the bus.
+    """
 
     why: str = ""
     lost: bool = False
@@ -255,6 +258,11 @@ class Eye:
     def __init__(self, directory: Path | None, root: int | None, traffic: bool = False) -> None:
         self.directory, self.root, self.traffic, self.cards = directory, root, traffic, Cards()
         self._cores = processors()
+        self._before = self._counters()
+
+    def follow(self, root: int | None) -> None:
+        """Look at another process from now on."""
+        self.root = root
         self._before = self._counters()
 
     def _counters(self) -> tuple[float, Usage, tuple[int, int]]:
