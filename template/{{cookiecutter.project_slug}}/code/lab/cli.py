@@ -204,9 +204,7 @@ def report(
 def watch(
     run: Annotated[
         str,
-        typer.Argument(
-            help="a run's directory or name  [default: the one that runs, else the newest]", show_default=False
-        ),
+        typer.Argument(help="a run's directory or name  [default: the running or the newest one]", show_default=False),
     ] = "",
     interval: Annotated[float, typer.Option(help="seconds between two looks")] = 2.0,
     once: Annotated[bool, typer.Option("--once", help="look once and end")] = False,
@@ -214,7 +212,8 @@ def watch(
 ) -> int:
     """Watch a training: GPU, memory, power, clocks, PCIe, images/s, the wait for images, and what would make it faster.
 
-    What it sees is in TensorBoard too, beside the run's curves. Ctrl-C ends it, not the training. Example: `lab watch exp`
+    What it sees is in TensorBoard too, beside the run's curves. Ctrl-C ends this, not the training.
+    Example: `lab watch exp`
     """
     from lab import watch as watching  # noqa: PLC0415
 

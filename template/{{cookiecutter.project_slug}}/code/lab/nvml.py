@@ -92,7 +92,7 @@ class _Lost(Exception):
 
 
 def read(nvml: Any, traffic: bool = True) -> Answer:
-    """Ask `nvml`, the module pynvml, for every GPU. `traffic` over PCIe costs 40 ms a GPU: the driver counts so long."""
+    """Ask `nvml`, the module pynvml, for every GPU. `traffic` over PCIe takes 40 ms a GPU: so long it is counted."""
     try:
         nvml.nvmlInit()
     except Exception as error:

@@ -1,8 +1,8 @@
 """What `lab watch` advises: sentences from what was seen, and nothing else.
 
-Workers, cache and the path of the images are chosen by lab.fast's own rules: what its `plan` would decide for this run,
-and what its `tune` prescribes, with the costs of an image derived from the run instead of measured alone. The thresholds
-are rules of thumb, so every sentence carries the figures it rests on.
+Workers, cache and the path of the images are chosen by lab.fast's own rules: what its `plan` would decide for this run
+and what its `tune` prescribes, with the costs of an image derived from the run instead of measured alone. The
+thresholds are rules of thumb, so every sentence carries the figures it rests on.
 """
 
 from __future__ import annotations
@@ -84,8 +84,8 @@ def _idle(seen: Seen) -> Advice | None:
     if one.state == KILLED:
         return Advice(
             "killed", FAULT,
-            f"{one.name} was killed after {_epochs(one)}: nobody trains in it any more. `lab train --resume {one.name}` "
-            "goes on",
+            f"{one.name} was killed after {_epochs(one)}: nobody trains in it any more. `lab train --resume "
+            f"{one.name}` goes on",
         )  # fmt: skip
     if one.state != ENDED:
         return None
@@ -133,8 +133,8 @@ def _starved(seen: Seen) -> Advice | None:
     facts = f"{busy} training waits {load.wait:.0f} % of its time for images"
     if load.rate is None or seen.feed is None:
         return Advice("data.wait", ADVICE, f"{facts}: `lab tune` measures which of workers, cache and batch mends it")
-    said = [facts, *filter(None, [_own_way(one, seen.feed), prescribed(one, seen.feed, load.rate, load.wait or 0.0)])]
-    return Advice("data.wait", ADVICE, ". ".join(said))
+    ways = [_own_way(one, seen.feed), prescribed(one, seen.feed, load.rate, load.wait or 0.0)]
+    return Advice("data.wait", ADVICE, ". ".join(filter(None, [facts, *ways])))
 
 
 def _own_way(one: Training, feed: Feed) -> str:
@@ -160,9 +160,10 @@ def prescribed(one: Training, feed: Feed, rate: float, wait: float) -> str:
     share = min(0.99, max(0.01, wait / 100))
     ranks = max(1, host.gpus)
     network = (1 - share) * ranks / rate
-    if now.workers or now.path == plan.DEVICE:
-        loading = (tune.loading_cores(now, host) if host.gpus else min(now.workers, host.cores)) / rate
-        loading *= 1.0 if host.gpus else share
+    if not host.gpus:  # all processors share both
+        loading = share * host.cores / rate
+    elif now.workers or now.path == plan.DEVICE:
+        loading = tune.loading_cores(now, host) / rate
     else:  # the training loads by itself, between the steps
         loading = share * ranks / rate
     own = LOADED.get(now.path)
@@ -178,7 +179,7 @@ def prescribed(one: Training, feed: Feed, rate: float, wait: float) -> str:
     changes = []
     if chosen.candidate.path != now.path:
         changes.append("--cache ram" if chosen.candidate.path == tune.CACHED else f"--with {chosen.candidate.path}")
-    if chosen.candidate.workers != now.workers:
+    if host.gpus and chosen.candidate.workers != now.workers:
         changes.append(f"--workers {chosen.candidate.workers} instead of {now.workers}")
     return (
         f"Try {' and '.join(changes)}: about {chosen.rate:,.0f} images/s instead of {rate:,.0f}; `lab tune` measures it"
@@ -196,8 +197,8 @@ def _short_steps(seen: Seen) -> Advice | None:
         return None  # `_memory` says it
     return Advice(
         "step.short", ADVICE,
-        f"GPU utilisation is {load.gpu:.0f} % although images are there in time (it waits {load.wait:.0f} %): its steps "
-        "are many small kernels. `lab bench --switches` measures which technique helps, `--with compile` most often does",
+        f"GPU utilisation is {load.gpu:.0f} % although images are there in time (it waits {load.wait:.0f} %): its "
+        "steps are many small kernels. `lab bench --switches` measures which technique of the step helps",
     )  # fmt: skip
 
 
@@ -276,8 +277,8 @@ def _hot(seen: Seen) -> Advice | None:
     at = f" at {gpu.temperature:.0f} °C" if gpu.temperature is not None else ""
     return Advice(
         "clock.heat", ADVICE,
-        f"{_card(gpu)} slows itself down because it is too hot{at}{_clock(gpu)}: free its air, clean its fans, give it a "
-        "slot with room",
+        f"{_card(gpu)} slows itself down because it is too hot{at}{_clock(gpu)}: free its air, clean its fans, "
+        "give it a slot with room",
     )  # fmt: skip
 
 
@@ -293,8 +294,8 @@ def _power(seen: Seen) -> Advice | None:
     if braked is not None:
         return Advice(
             "clock.brake", ADVICE,
-            f"{_card(braked)} is slowed down by the machine's power brake{_clock(braked)}: its power supply or cable does "
-            "not give enough",
+            f"{_card(braked)} is slowed down by the machine's power brake{_clock(braked)}: its power supply or cable "
+            "does not give enough",
         )  # fmt: skip
     short = [
         gpu for gpu in seen.used

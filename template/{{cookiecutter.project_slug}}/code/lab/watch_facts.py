@@ -297,7 +297,8 @@ def _feed(project: Project, training: Training, seen: Seen, asked: resume.Asked,
         store_bytes=facts.store_bytes,
         imgsz=training.imgsz,
         gpus=training.ranks if facts.device == "cuda" else 0,
-        gpu_bytes=int(min(totals)) << 20 if totals else 0,
+        # where it paints on the GPU already, there is room for it
+        gpu_bytes=max(int(min(totals)) << 20 if totals else 0, 2 * plan.PAINT if training.path == plan.DEVICE else 0),
         store_obstacle=plan.inexpressible(facts),
     )
     return Feed(facts, host)
