@@ -16,7 +16,7 @@ from lab.errors import LabError
 from lab.fast import plan, tune
 from lab.nvml import BRAKE, HEAT, POWER, SLOWDOWN, Gpu
 from lab.telemetry import held
-from lab.watch_facts import ENDED, KILLED, Feed, Other, Seen, Training
+from lab.watch_facts import ENDED, KILLED, Feed, Seen, Training
 
 IDLE = 50.0  # per cent: a GPU that is less busy has time left
 BUSY = 85.0  # per cent: one that is as busy is the limit
@@ -268,12 +268,9 @@ def _memory(seen: Seen) -> Advice | None:
 
 
 def _hot(seen: Seen) -> Advice | None:
-    hot = [
-        gpu for gpu in seen.used if gpu.held and (HEAT in gpu.held or (SLOWDOWN in gpu.held and BRAKE not in gpu.held))
-    ]
-    if not hot:
+    gpu = next((gpu for gpu in seen.used if gpu.held and HEAT in gpu.held), None)
+    if gpu is None:
         return None
-    gpu = hot[0]
     at = f" at {gpu.temperature:.0f} °C" if gpu.temperature is not None else ""
     return Advice(
         "clock.heat", ADVICE,
@@ -282,19 +279,16 @@ def _hot(seen: Seen) -> Advice | None:
     )  # fmt: skip
 
 
-def _overheated(held_by: set[str]) -> bool:
-    """A slowdown by the hardware is for heat or for the power brake."""
-    return HEAT in held_by or (SLOWDOWN in held_by and BRAKE not in held_by)
-
-
 def _power(seen: Seen) -> Advice | None:
     if not seen.running:
         return None
-    braked = next((gpu for gpu in seen.used if gpu.held and BRAKE in gpu.held), None)
+    braked = next(
+        (gpu for gpu in seen.used if gpu.held and HEAT not in gpu.held and {BRAKE, SLOWDOWN} & {*gpu.held}), None
+    )
     if braked is not None:
         return Advice(
             "clock.brake", ADVICE,
-            f"{_card(braked)} is slowed down by the machine's power brake{_clock(braked)}: its power supply or cable "
+            f"{_card(braked)} is slowed down by its hardware{_clock(braked)}: most often the power supply or a cable "
             "does not give enough",
         )  # fmt: skip
     short = [
@@ -326,22 +320,14 @@ def _others(seen: Seen) -> Advice | None:
     if not seen.others:
         return None
     first = max(seen.others, key=lambda other: other.memory or 0.0)
-    more = len(seen.others) - 1
-    rest = f", and {more} more" if more else ""
-    known = "" if first.name else "; `nvidia-smi` on the host names it"
+    who = f"{first.name} (pid {first.pid})" if first.name else "Another process"
+    holds = "" if first.memory is None else f" with {first.memory / 1024:.1f} GiB"
+    rest = f", and {len(seen.others) - 1} more" if len(seen.others) > 1 else ""
+    where = "" if first.name else ". It is not to be seen from this container: `nvidia-smi` on the host names it"
     return Advice(
         "gpu.shared", ADVICE if seen.running else NOTE,
-        f"{_process(first)} is on GPU {first.gpu} too{rest}: it takes memory and time from a training{known}",
+        f"{who}{holds} is on GPU {first.gpu} too{rest}, and takes memory and time from a training{where}",
     )  # fmt: skip
-
-
-def _process(other: Other) -> str:
-    who = (
-        f"{other.name} (pid {other.pid})"
-        if other.name
-        else "Another process, which cannot be seen from this container,"
-    )
-    return who if other.memory is None else f"{who.rstrip(',')} with {other.memory / 1024:.1f} GiB"
 
 
 def _pcie(seen: Seen) -> Advice | None:

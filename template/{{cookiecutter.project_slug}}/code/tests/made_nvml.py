@@ -44,26 +44,26 @@ class Nvml:
     def __init__(self, *gpus: dict[str, Any], init: int = 0) -> None:
         self.gpus, self.init, self.open = gpus, init, 0
 
-    def nvmlInit(self) -> None:  # noqa: N802  NVML's names
+    def nvmlInit(self) -> None:
         if self.init:
             raise NVMLError(self.init)
         self.open += 1
 
-    def nvmlShutdown(self) -> None:  # noqa: N802
+    def nvmlShutdown(self) -> None:
         self.open -= 1
 
-    def nvmlDeviceGetCount(self) -> int:  # noqa: N802
+    def nvmlDeviceGetCount(self) -> int:
         return len(self.gpus)
 
-    def nvmlDeviceGetHandleByIndex(self, number: int) -> dict[str, Any]:  # noqa: N802
+    def nvmlDeviceGetHandleByIndex(self, number: int) -> dict[str, Any]:
         if self.gpus[number].get("lost"):
             raise NVMLError(LOST)
         return self.gpus[number]
 
-    def nvmlDeviceGetMaxMigDeviceCount(self, handle: dict[str, Any]) -> int:  # noqa: N802
+    def nvmlDeviceGetMaxMigDeviceCount(self, handle: dict[str, Any]) -> int:
         return 7 if "slices" in handle else 0
 
-    def nvmlDeviceGetMigDeviceHandleByIndex(self, handle: dict[str, Any], index: int) -> dict[str, Any]:  # noqa: N802
+    def nvmlDeviceGetMigDeviceHandleByIndex(self, handle: dict[str, Any], index: int) -> dict[str, Any]:
         slices: list[dict[str, Any]] = handle["slices"]
         if index >= len(slices):
             raise NVMLError(6)
