@@ -103,6 +103,8 @@ def limit(run: Run, found: Load | None) -> str:
             "step; until then a smaller <code>--img</code> or yolov5n trains faster."
         )
     together = f"the GPU was busy {found.gpu:.0f} % of the time, the processors {found.cpu:.0f} %"
+    if found.wait is not None:
+        together += f", and the training waited {found.wait:.0f} % of its time for pictures"
     if found.gpu >= 85:
         return (
             f"The GPU, {together.replace('the GPU was', 'which was', 1)}. A larger <code>--batch</code> or more GPUs "

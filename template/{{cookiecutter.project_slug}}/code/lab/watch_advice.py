@@ -133,8 +133,10 @@ def _starved(seen: Seen) -> Advice | None:
     facts = f"{busy} training waits {load.wait:.0f} % of its time for images"
     if load.rate is None or seen.feed is None:
         return Advice("data.wait", ADVICE, f"{facts}: `lab tune` measures which of workers, cache and batch mends it")
-    ways = [_own_way(one, seen.feed), prescribed(one, seen.feed, load.rate, load.wait or 0.0)]
-    return Advice("data.wait", ADVICE, ". ".join(filter(None, [facts, *ways])))
+    own_way, way = _own_way(one, seen.feed), prescribed(one, seen.feed, load.rate, load.wait or 0.0)
+    if own_way and way.startswith("Try "):
+        way = f"Or try {way[4:]}"
+    return Advice("data.wait", ADVICE, ". ".join(filter(None, [facts, own_way, way])))
 
 
 def _own_way(one: Training, feed: Feed) -> str:
