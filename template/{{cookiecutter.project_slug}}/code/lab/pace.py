@@ -44,8 +44,8 @@ class Pace:
     reserved: int | None = None
 
     def steps_now(self, now: float) -> bool:
-        """Whether the training was in its steps a moment ago."""
-        return self.training and now - self.time < max(PATIENCE, 3 * self.step)
+        """Whether the training was in its steps a moment ago; between short epochs too."""
+        return now - self.time < max(PATIENCE, 3 * self.step)
 
     def here(self) -> bool:
         """Whether the training is a process of this container."""

@@ -126,7 +126,8 @@ def test_old_news_is_none() -> None:
     assert HERE.steps_now(1004)
     assert not HERE.steps_now(1006)
     assert replace(HERE, step=60.0).steps_now(1100)
-    assert not replace(HERE, training=False).steps_now(1000)
+    assert replace(HERE, training=False).steps_now(1004)
+    assert not replace(HERE, training=False).steps_now(1006)
     assert not HERE.here()
 
 
