@@ -201,6 +201,26 @@ def report(
 
 
 @app.command()
+def watch(
+    run: Annotated[
+        str,
+        typer.Argument(help="a run's directory or name  [default: the running or the newest one]", show_default=False),
+    ] = "",
+    interval: Annotated[float, typer.Option(help="seconds between two looks")] = 2.0,
+    once: Annotated[bool, typer.Option("--once", help="look once and end")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print a JSON object a line instead")] = False,
+) -> int:
+    """Watch a training: GPU, memory, power, clocks, PCIe, images/s, the wait for images, and what would make it faster.
+
+    What it sees is in TensorBoard too, beside the run's curves. Ctrl-C ends this, not the training.
+    Example: `lab watch exp`
+    """
+    from lab import watch as watching  # noqa: PLC0415
+
+    return watching.main(open_project(), watching.Wish(run, once, as_json, interval))
+
+
+@app.command()
 def serve(
     weights: Annotated[
         str, typer.Option(help="an .onnx file of `lab export`  [default: the newest run's]", show_default=False)

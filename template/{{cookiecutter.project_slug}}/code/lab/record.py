@@ -21,7 +21,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from lab import limits, telemetry
+from lab import limits, pace, telemetry
 from lab.dataset import Dataset, original
 from lab.errors import INTERRUPTED, LabError
 from lab.project import Project
@@ -31,7 +31,7 @@ DIFF_LIMIT = 1 << 20  # bytes; a larger difference is a data file committed by m
 GIT_LIMIT = 20.0  # seconds
 PATIENCE = 60.0  # seconds that the end of a run waits for the data's fingerprint
 HASTE = 3.0  # seconds of the same, after Ctrl-C or a failure
-FILES = (NAME, DIFF, telemetry.NAME)
+FILES = (NAME, DIFF, telemetry.NAME, pace.NAME)
 PACKAGES = {"ultralytics": "ultralytics", "numpy": "numpy", "opencv": "opencv-python-headless"}
 Said = dict[str, Any]
 

@@ -24,7 +24,7 @@ MOST = 4  # sentences; more are not read
 
 @dataclass(frozen=True)
 class Load:
-    """Means over a run, after its start. Per cent, MiB, MB/s; GPU values over all its GPUs, None without one."""
+    """Means over a stretch of a run. Per cent, MiB, MB/s; GPU values over all its GPUs, None without one."""
 
     gpu: float | None
     cpu: float | None
@@ -34,26 +34,34 @@ class Load:
     gpus: int
     host_cpu: float | None = None  # the whole machine's processors
     untold: bool = False  # there are GPUs, and none of them tells how busy it is: MIG
+    rate: float | None = None  # images a second
+    wait: float | None = None  # of the time in the steps, for images
 
 
 def load(samples: list[Sample]) -> Load | None:
-    """None when there are too few samples to say anything."""
+    """That of a whole run but its start; None when there are too few samples to say anything."""
     times = sorted({sample.time for sample in samples})
     if len(times) < 5:
         return None
     start = times[0] + min(WARM_UP, (times[-1] - times[0]) / 4)
     later = [sample for sample in samples if sample.time >= start]
-    used = busy(later)
-    later_used = [sample for sample in later if sample.gpu in used] if used else later
+    return means(later, busy(later))
+
+
+def means(samples: list[Sample], used: set[int]) -> Load:
+    """Of `samples`, in which the run used the GPUs `used`."""
+    theirs = [sample for sample in samples if sample.gpu in used] if used else samples
     return Load(
-        gpu=_mean(sample.gpu_util for sample in later_used if used),
-        cpu=_mean(sample.cpu_util for sample in later),
-        gpu_memory=_most(sample.gpu_memory for sample in later_used if used),
-        memory=_most(sample.memory for sample in later),
-        reading=_mean(sample.read for sample in later),
+        gpu=_mean(sample.gpu_util for sample in theirs if used),
+        cpu=_mean(sample.cpu_util for sample in samples),
+        gpu_memory=_most(sample.gpu_memory for sample in theirs if used),
+        memory=_most(sample.memory for sample in samples),
+        reading=_mean(sample.read for sample in samples),
         gpus=len(used),
-        host_cpu=_mean(sample.host_cpu for sample in later),
-        untold=any(sample.gpu is not None for sample in later) and all(sample.gpu_util is None for sample in later),
+        host_cpu=_mean(sample.host_cpu for sample in samples),
+        untold=any(sample.gpu is not None for sample in samples) and all(sample.gpu_util is None for sample in samples),
+        rate=_mean(sample.rate for sample in samples),
+        wait=_mean(sample.wait for sample in samples),
     )
 
 
@@ -77,7 +85,7 @@ def limit(run: Run, found: Load | None) -> str:
         return "Not known: the run was too short, or made without <code>lab train</code>, so nothing was sampled."
     cached = run.options.get("cache") in ("ram", True)
     cores = (run.said.get("host") or {}).get("cpus")
-    if found.host_cpu is not None and found.host_cpu >= 70 and found.cpu < found.host_cpu / 2:
+    if crowded(found):
         return (
             f"Other programs on this machine: its processors were busy {found.host_cpu:.0f} % of the time, with this "
             f"run {found.cpu:.0f} %. It would be faster alone."
@@ -95,6 +103,8 @@ def limit(run: Run, found: Load | None) -> str:
             "step; until then a smaller <code>--img</code> or yolov5n trains faster."
         )
     together = f"the GPU was busy {found.gpu:.0f} % of the time, the processors {found.cpu:.0f} %"
+    if found.wait is not None:
+        together += f", and the training waited {found.wait:.0f} % of its time for pictures"
     if found.gpu >= 85:
         return (
             f"The GPU, {together.replace('the GPU was', 'which was', 1)}. A larger <code>--batch</code> or more GPUs "
@@ -116,6 +126,12 @@ def limit(run: Run, found: Load | None) -> str:
             f"processors. Try <code>--workers {min(16, cores // max(1, found.gpus))}</code>."
         )
     return f"Neither fully: {together}. Steps are short, so a larger <code>--batch</code> keeps the GPU busier."
+
+
+def crowded(found: Load) -> bool:
+    """Whether other programs keep the machine's processors busy, more than this run does."""
+    host, own = found.host_cpu, found.cpu
+    return host is not None and own is not None and host >= 70 and own < host / 2
 
 
 # What to try next

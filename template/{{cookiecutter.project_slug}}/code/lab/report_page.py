@@ -487,7 +487,9 @@ def _machine(run: Run) -> list[str]:
             "How busy", xs,
             [*([Series(several, gpu, 0)] if used else []),
              Series("processors, this run", [fmean(row) if row else None for row in columns["cpu"]], 1),
-             Series("the whole machine", [fmean(row) if row else None for row in columns["host_cpu"]], 7, "dashed")],
+             Series("the whole machine", [fmean(row) if row else None for row in columns["host_cpu"]], 7, "dashed"),
+             *([Series("waiting for pictures", [fmean(row) if row else None for row in columns["wait"]], 2)]
+               if found.wait is not None else [])],
             label, top=100.0, unit=" %", band=band,
         ),
         chart(
@@ -496,6 +498,8 @@ def _machine(run: Run) -> list[str]:
              Series("main memory", [fmean(row) / 1024 if row else None for row in columns["memory"]], 1)],
             label,
         ),
+        chart("Pictures a second", xs, [Series("", [fmean(r) if r else None for r in columns["rate"]], 4)], label)
+        if found.rate is not None else "",
         chart("Read from disk, MB/s", xs, [Series("", [fmean(r) if r else None for r in columns["read"]], 5)], label),
         chart(
             "GPU power, W", xs,
@@ -521,6 +525,8 @@ def buckets(samples: Sequence[Reading]) -> tuple[list[float], dict[str, list[lis
         "memory": "memory",
         "read": "read",
         "host_cpu": "host_cpu",
+        "rate": "rate",
+        "wait": "wait",
     }
     columns: dict[str, list[list[float]]] = {key: [[] for _ in range(count)] for key in keys}
     width = (end - start) / count or 1.0

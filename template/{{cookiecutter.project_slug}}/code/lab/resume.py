@@ -288,3 +288,20 @@ def alone(directory: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+def held(directory: Path) -> bool:
+    """Whether a process of this machine, in whatever container, trains in `directory`."""
+    try:
+        handle = os.open(directory, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # a file system without locks
+        return False
+    finally:
+        os.close(handle)
+    return False

@@ -13,6 +13,7 @@ from typing import Any
 sys.path[0] = str(
     Path(__file__).resolve().parents[1]
 )  # a script's own directory comes first; lab/ is no place to import from
+from lab import pace  # noqa: E402
 from lab.batch import largest_side, measure_all, take_steps  # noqa: E402
 from lab.child import finished_weights, save_checkpoints_whole, serve, watch_amp  # noqa: E402
 from lab.errors import FAILED, LabError  # noqa: E402
@@ -40,6 +41,8 @@ def work(request: dict[str, Any]) -> None:
         seams.install(request, "yolov5")
         if "turns" in request:
             take_turns(request)
+        else:
+            pace.install(request, "yolov5")
     script = str(upstream / f"{request['task']}.py")
     sys.argv = [script, *request["arguments"]]
     failures = _failed_exports()

@@ -12,6 +12,7 @@ from typing import Any
 sys.path[0] = str(
     Path(__file__).resolve().parents[1]
 )  # a script's own directory comes first; lab/ is no place to import from
+from lab import pace  # noqa: E402
 from lab.batch import largest_side, measure_all, take_steps  # noqa: E402
 from lab.child import finished_weights, save_checkpoints_whole, serve, watch_amp  # noqa: E402
 from lab.fast import seams  # noqa: E402
@@ -56,13 +57,15 @@ def train(yolo: Any, request: dict[str, Any]) -> None:
 
     trainer.check_amp = watch_amp(trainer.check_amp)
     seams.install(request, "yolov5u")
+    if "turns" in request:
+        take_turns(request)
+    else:
+        pace.install(request, "yolov5u")
     arguments, weights, cfg = request["arguments"], request["weights"], request["cfg"]
     if "stored" in request:
         _change_options(trainer.BaseTrainer, request["stored"])
         yolo(arguments["resume"]).train(resume=True)
         return
-    if "turns" in request:
-        take_turns(request)
     arguments["pretrained"] = weights or False
     yolo(cfg or weights, task="detect").train(**arguments)
 

@@ -1,7 +1,8 @@
 """What the machine did during a run: GPU, processors, memory and reading, sampled into `telemetry.csv`.
 
-A thread of the parent looks, never the training itself. Processor, memory and reading come from the kernel's files;
-the GPU from nvidia-smi, with a time limit, and never oftener than costs a fiftieth of one processor.
+A thread of the parent looks, never the training itself; `lab watch` looks by the same `Eye`. Processor, memory and
+reading come from the kernel's files, images a second from the training's pace.json, the GPU from NVML; where that gives
+nothing, from nvidia-smi, with a time limit, and never oftener than costs a fiftieth of one processor.
 """
 
 from __future__ import annotations
@@ -15,17 +16,22 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 from typing import TextIO
 
+from lab import devices, nvml, pace
 from lab.limits import MEBIBYTE, processors
+from lab.nvml import Gpu
+from lab.pace import Pace
 
 NAME = "telemetry.csv"
 COLUMNS = (
     "time_s", "gpu", "gpu_util_pct", "gpu_mem_mib", "gpu_power_w", "cpu_util_pct", "rss_mib", "read_mb_s",
     "host_cpu_pct",  # of the whole machine: others may work on it too
+    "images_s", "data_wait_pct", "gpu_clock_mhz",
 )  # fmt: skip
+FIRST = 8  # columns that every file has; the others came later
 PERIOD = 2.0  # seconds between samples in the first hour
 THINNING = 1800  # later a sample each elapsed / THINNING: a week of training stays below 12,000 samples
 SMI_LIMIT = 5.0  # seconds; a stuck driver makes nvidia-smi hang
@@ -168,6 +174,144 @@ def _group_memory() -> int | None:
         return None
 
 
+# A look at all of it
+
+
+@dataclass
+class Cards:
+    """The GPUs as the driver tells of them, by NVML, else by nvidia-smi.
+
+    `why` it tells of none, in its words; `lost`: because one fell off the bus.
+    """
+
+    why: str = ""
+    lost: bool = False
+    _asker: nvml.Asker = field(default_factory=nvml.Asker)
+    _asked: float = 0.0  # when the driver was asked last, and how long it took
+    _took: float = 0.0
+    _unanswered: int = 0
+    _gpus: tuple[Gpu, ...] = ()
+
+    def look(self, traffic: bool = False) -> tuple[Gpu, ...]:
+        """Those of this container; as they were, with nothing known of them, where the driver does not answer."""
+        now = time.monotonic()
+        if self._unanswered >= SMI_TRIES or now - self._asked < SMI_SHARE * self._took:
+            return self._gpus
+        found, self._took = self._by_nvml(traffic) if devices.gpu_nodes() else (), 0.0
+        if found == ():
+            found = self._by_smi()
+            self._took = time.monotonic() - now
+        if found is None:
+            self.why = "the driver does not answer"
+        self._asked = now
+        if found is None:
+            self._unanswered += 1
+            self._gpus = tuple(Gpu(gpu.number, gpu.name) for gpu in self._gpus)
+        else:
+            self._unanswered = 0 if found else SMI_TRIES  # no GPU now: there will be none
+            self._gpus = found
+        return self._gpus
+
+    def _by_nvml(self, traffic: bool) -> tuple[Gpu, ...] | None:
+        """None when the driver does not answer, () where NVML tells of no GPU: nvidia-smi may know better."""
+        answer = self._asker.ask(traffic)
+        if answer is None:
+            return None
+        self.why, self.lost = answer.why, answer.lost
+        return answer.gpus
+
+    def _by_smi(self) -> tuple[Gpu, ...] | None:
+        rows = ask_gpus(("index", "utilization.gpu", "memory.used", "power.draw"))
+        if rows is None:
+            return None
+        return tuple(
+            Gpu(
+                int(row["index"]),
+                util=_number(row.get("utilization.gpu", "")),
+                memory=_number(row.get("memory.used", "")),
+                power=_number(row.get("power.draw", "")),
+            )
+            for row in rows
+            if row["index"].isdigit()
+        )
+
+    def close(self) -> None:
+        """End the process that asks."""
+        self._asker.close()
+
+
+@dataclass(frozen=True)
+class Look:
+    """The machine since the look before: per cent, MiB, MB/s; None where nothing is known."""
+
+    gpus: tuple[Gpu, ...]
+    cpu: float | None  # of the training, of all the processors that it may use
+    memory: float | None
+    read: float | None
+    host_cpu: float | None  # of the whole machine
+    pace: Pace | None  # while the training is in its steps
+
+
+class Eye:
+    """Looks at the GPUs, at process `root` with all below it (None: it is not to be seen from here), at its pace."""
+
+    def __init__(self, directory: Path | None, root: int | None, traffic: bool = False) -> None:
+        self.directory, self.root, self.traffic, self.cards = directory, root, traffic, Cards()
+        self._cores = processors()
+        self._before = self._counters()
+
+    def follow(self, root: int | None) -> None:
+        """Look at another process from now on."""
+        self.root = root
+        self._before = self._counters()
+
+    def _counters(self) -> tuple[float, Usage, tuple[int, int]]:
+        return time.monotonic(), Usage() if self.root is None else usage(self.root), host_ticks()
+
+    def look(self) -> Look:
+        """What is known now, and happened since the last look."""
+        gpus = self.cards.look(self.traffic)
+        (at, before, host), self._before = self._before, self._counters()
+        now, after, host_after = self._before
+        passed = max(now - at, 1e-3)
+        seen = self.root is not None
+        busy = (after.processor - before.processor) / passed / self._cores * 100
+        told = pace.read(self.directory) if self.directory is not None else None
+        return Look(
+            gpus=gpus,
+            cpu=min(100.0, max(0.0, busy)) if seen else None,
+            memory=after.memory / MEBIBYTE if seen else None,
+            read=max(0, after.read - before.read) / passed / 1e6 if seen else None,
+            host_cpu=(host_after[0] - host[0]) / max(1, host_after[1] - host[1]) * 100,
+            pace=told if told is not None and told.steps_now(time.time()) else None,
+        )
+
+    def close(self) -> None:
+        """End what it started."""
+        self.cards.close()
+
+
+def samples(look: Look, at: float) -> list[Sample]:
+    """`look` as lines of telemetry.csv, one a GPU, or one without any; `at` seconds of the run."""
+    told = look.pace
+    wait = told.wait * 100 if told is not None and told.wait is not None else None
+    common = Sample(
+        at, None, None, None, None, look.cpu, look.memory, look.read, look.host_cpu, told.rate if told else None, wait
+    )
+    return [
+        replace(
+            common, gpu=gpu.number, gpu_util=gpu.util, gpu_memory=held(gpu), gpu_power=gpu.power, gpu_clock=gpu.clock
+        )
+        for gpu in look.gpus
+    ] or [common]
+
+
+def held(gpu: Gpu) -> float | None:
+    """MiB in use on a GPU; of one that is split, on the instances that are seen from here."""
+    known = [part.memory for part in gpu.slices if part.memory is not None]
+    return sum(known) if known else gpu.memory
+
+
 # The samples
 
 
@@ -179,57 +323,50 @@ class Sampler:
     root: int
     period: float = PERIOD
     _stop: threading.Event = field(default_factory=threading.Event)
-    _asked: float = 0.0  # when nvidia-smi was asked last, and how long it took
-    _took: float = 0.0
-    _unanswered: int = 0
-    _gpus: list[dict[str, str]] = field(default_factory=list)
 
     def run(self) -> None:
         """The thread. A full disk or a vanished process ends the samples, never the training."""
         with suppress(OSError, ValueError):
             begun = time.monotonic() - _last_time(self.file)
-            new = not self.file.exists()
+            columns = _columns(self.file)
             with self.file.open("a", encoding="utf-8", newline="") as opened:
-                if new:
-                    opened.write(",".join(COLUMNS) + "\n")
-                self._sample(begun, opened)
+                if not columns:
+                    columns = list(COLUMNS)
+                    opened.write(",".join(columns) + "\n")
+                self._sample(begun, columns, opened)
 
-    def _sample(self, begun: float, out: TextIO) -> None:
+    def _sample(self, begun: float, columns: Sequence[str], out: TextIO) -> None:
         lines = csv.writer(out, lineterminator="\n")
-        cores = processors()
-        before, at, host = usage(self.root), time.monotonic(), host_ticks()
-        while not self._stop.wait(max(self.period, (time.monotonic() - begun) / THINNING)):
-            self._look_at_gpus()
-            now, when, host_now = usage(self.root), time.monotonic(), host_ticks()
-            passed = max(when - at, 1e-3)
-            common = (
-                f"{min(100.0, max(0.0, now.processor - before.processor) / passed / cores * 100):.1f}",
-                f"{now.memory / MEBIBYTE:.0f}",
-                f"{max(0, now.read - before.read) / passed / 1e6:.2f}",
-                f"{(host_now[0] - host[0]) / max(1, host_now[1] - host[1]) * 100:.1f}",
-            )
-            for gpu in self._gpus or [{}]:
-                own = (gpu.get(key, "") for key in ("index", "utilization.gpu", "memory.used", "power.draw"))
-                lines.writerow((f"{when - begun:.1f}", *own, *common))
-            out.flush()
-            before, at, host = now, when, host_now
-
-    def _look_at_gpus(self) -> None:
-        now = time.monotonic()
-        if self._unanswered >= SMI_TRIES or now - self._asked < SMI_SHARE * self._took:
-            return
-        found = ask_gpus(("index", "utilization.gpu", "memory.used", "power.draw"))
-        self._asked, self._took = now, time.monotonic() - now
-        if found is None:
-            self._unanswered += 1
-            self._gpus = [{**gpu, "utilization.gpu": "", "memory.used": "", "power.draw": ""} for gpu in self._gpus]
-        else:
-            self._unanswered = 0 if found else SMI_TRIES  # no GPU now: there will be none
-            self._gpus = found
+        eye = Eye(self.file.parent, self.root)
+        try:
+            while not self._stop.wait(max(self.period, (time.monotonic() - begun) / THINNING)):
+                look = eye.look()
+                for sample in samples(look, time.monotonic() - begun):
+                    said = dict(zip(COLUMNS, astuple(sample), strict=True))
+                    lines.writerow(_cell(column, said.get(column)) for column in columns)
+                out.flush()
+        finally:
+            eye.close()
 
     def stop(self) -> None:
         """End the samples, at once."""
         self._stop.set()
+
+
+DIGITS = {"gpu": 0, "gpu_mem_mib": 0, "rss_mib": 0, "read_mb_s": 2, "gpu_clock_mhz": 0}
+
+
+def _cell(column: str, value: float | None) -> str:
+    return "" if value is None else f"{value:.{DIGITS.get(column, 1)}f}"
+
+
+def _columns(file: Path) -> list[str]:
+    """The header of a file that another version began; a resumed run goes on with its columns."""
+    try:
+        with file.open(encoding="utf-8", errors="replace", newline="") as opened:
+            return next(csv.reader(opened), [])
+    except (OSError, csv.Error):
+        return []
 
 
 @contextmanager
@@ -246,6 +383,8 @@ def sampling(directory: Path | None, root: int) -> Iterator[None]:
     finally:
         sampler.stop()
         thread.join(SMI_LIMIT + 1)
+        with suppress(OSError):
+            (directory / pace.NAME).unlink(missing_ok=True)  # the samples have it
 
 
 def _last_time(file: Path) -> float:
@@ -270,6 +409,9 @@ class Sample:
     memory: float | None
     read: float | None
     host_cpu: float | None
+    rate: float | None = None  # images a second
+    wait: float | None = None  # of the time in the steps, for images
+    gpu_clock: float | None = None
 
 
 def read(file: Path) -> list[Sample]:
@@ -279,7 +421,7 @@ def read(file: Path) -> list[Sample]:
             rows = list(csv.reader(opened))
     except (OSError, csv.Error):
         return []
-    if not rows or not set(COLUMNS[:8]) <= set(rows[0]):  # the ninth came later
+    if not rows or not set(COLUMNS[:FIRST]) <= set(rows[0]):
         return []
     found = []
     for row in rows[1:]:

@@ -302,7 +302,7 @@ def test_samples_survive_a_directory_that_goes(tmp_path: Path) -> None:
 
 def test_a_torn_telemetry_file(tmp_path: Path) -> None:
     file = tmp_path / telemetry.NAME
-    head = ",".join(telemetry.COLUMNS)
+    head = ",".join(telemetry.COLUMNS[:9])
     file.write_text(f"{head}\n2.0,0,50,100,75,10,100,0,20\n4.0,0,nan,,,10,100,0,20\n6.0,0,5", encoding="utf-8")
     found = telemetry.read(file)
     assert [(sample.time, sample.gpu_util) for sample in found] == [(2.0, 50.0), (4.0, None)]
@@ -310,7 +310,7 @@ def test_a_torn_telemetry_file(tmp_path: Path) -> None:
     assert telemetry.read(file) == []
 
 
-def test_telemetry_without_the_newest_column(tmp_path: Path) -> None:
+def test_telemetry_without_the_newest_columns(tmp_path: Path) -> None:
     file = tmp_path / telemetry.NAME
-    file.write_text(",".join(telemetry.COLUMNS[:8]) + "\n2.0,0,50,100,75,10,100,0\n", encoding="utf-8")
+    file.write_text(",".join(telemetry.COLUMNS[: telemetry.FIRST]) + "\n2.0,0,50,100,75,10,100,0\n", encoding="utf-8")
     assert telemetry.read(file) == [telemetry.Sample(2.0, 0, 50, 100, 75, 10, 100, 0, None)]

@@ -112,18 +112,18 @@ def predict(candidate: Candidate, host: Host, costs: Costs) -> Prediction:
         return Prediction(candidate, min(together, *disk.values()) if disk else together, stages)
     painting = costs.painting if candidate.path == DEVICE else 0.0
     stages = {"network": ranks / (step + painting), **disk}
-    if candidate.workers:
-        stages["loading"] = _loading_cores(candidate, host) / load
-    elif candidate.path == DEVICE:
-        stages["loading"] = max(1, host.cores // ranks - 1) * ranks / load  # threads, beside the training's own
+    if candidate.workers or candidate.path == DEVICE:
+        stages["loading"] = loading_cores(candidate, host) / load
     else:  # the training loads by itself, between the steps
         stages["loading"] = stages["network"] = ranks / (step + load)
     return Prediction(candidate, min(stages.values()), stages)
 
 
-def _loading_cores(candidate: Candidate, host: Host) -> float:
+def loading_cores(candidate: Candidate, host: Host) -> float:
     """Processors that load: no more than the workers, and one for each training is busy with its step."""
     ranks = max(1, host.gpus)
+    if candidate.path == DEVICE:  # threads, beside the training's own
+        return max(1, host.cores // ranks - 1) * ranks
     return max(0.5 * ranks, min(candidate.workers * ranks, host.cores - ranks))
 
 

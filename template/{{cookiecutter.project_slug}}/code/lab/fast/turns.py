@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from lab.fast.seams import Wrap, around_training_loader
+
 PR_SET_PDEATHSIG = 1
 SKIPPED = 2  # batches at the beginning of a turn: memory that was given back is taken again, clocks of a GPU rise
 FIXED, OWN, ALONE = "fixed", "own", "alone"  # the arm's data: one batch on the device, its loader; a loader, no model
@@ -51,8 +53,8 @@ def take_turns(request: dict[str, Any]) -> None:
     _die_together()
     about = request["turns"]
     line = Line(os.fdopen(about["orders"]), os.fdopen(about["answers"], "w"))
-    hook = {"yolov5": _hook_yolov5, "yolov5u": _hook_yolov5u}[about["engine"]]
-    hook(lambda loader, device: Turns(loader, line, about["data"], device))
+    wrap: Wrap = lambda loader, device: Turns(loader, line, about["data"], device)  # noqa: E731
+    around_training_loader(about["engine"], wrap)
 
 
 def _die_together() -> None:
@@ -62,40 +64,6 @@ def _die_together() -> None:
     prctl = ctypes.CDLL(None).prctl
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     os.register_at_fork(after_in_child=lambda: prctl(PR_SET_PDEATHSIG, signal.SIGKILL))
-
-
-Wrap = Callable[[Any, Callable[[], Any]], Any]
-
-
-def _hook_yolov5(wrap: Wrap) -> None:
-    import utils.dataloaders  # noqa: PLC0415  upstream's package
-    import utils.torch_utils  # noqa: PLC0415
-
-    create, select = utils.dataloaders.create_dataloader, utils.torch_utils.select_device
-    chosen: list[Any] = []
-
-    def select_device(*words: Any, **named: Any) -> Any:
-        chosen.append(select(*words, **named))
-        return chosen[-1]
-
-    def create_dataloader(*words: Any, **named: Any) -> Any:
-        loader, dataset = create(*words, **named)
-        return (wrap(loader, lambda: chosen[-1]) if named.get("augment") else loader), dataset
-
-    utils.torch_utils.select_device = select_device
-    utils.dataloaders.create_dataloader = create_dataloader
-
-
-def _hook_yolov5u(wrap: Wrap) -> None:
-    from ultralytics.models.yolo.detect import DetectionTrainer  # noqa: PLC0415
-
-    get = DetectionTrainer.get_dataloader
-
-    def get_dataloader(self: Any, path: Any, batch_size: int = 16, rank: int = 0, mode: str = "train") -> Any:
-        loader = get(self, path, batch_size, rank, mode)
-        return wrap(loader, lambda: self.device) if mode == "train" else loader
-
-    DetectionTrainer.get_dataloader = get_dataloader
 
 
 class Turns:
