@@ -126,7 +126,7 @@ def _wish(
     from lab.fast.bench import Wish  # noqa: PLC0415
 
     given = dict(zip(("plain", "with", "without"), speed, strict=True))
-    wanted = choose.wish(Request("train", {key: value for key, value in given.items() if value}), None)
+    wanted = choose.wish(Request("train", {key: value for key, value in given.items() if value}))
     return Wish(
         engine or project.engine, model or project.model, img or project.image_size, batch, device, workers, data,
         seconds, wanted,

@@ -140,6 +140,40 @@ def test_tuned_settings_are_used_and_options_given_beside_them_win(
 
 
 @pytest.mark.parametrize(
+    "words",
+    [
+        ["--plain", "--with", "loss"],
+        ["--plain", "--tuned"],
+        ["--tuned"],  # there are no settings
+        ["--with", "loss", "--without", "loss"],
+        ["--with", "device"],  # no GPU
+        ["--val-period", "0"],
+    ],
+    ids=" ".join,
+)
+def test_what_is_refused_is_refused_before_anything_is_said(
+    ready: Project, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    children = start(monkeypatch)
+    assert cli.main(["train", "--device", "cpu", "--workers", "0", *words]) == 2
+    (sentence,) = capfd.readouterr().err.splitlines()
+    assert sentence.startswith("lab: ")
+    assert not children.calls
+    assert not list((ready.runs / "train").glob("*"))
+
+
+def test_from_scratch_is_said_where_nobody_asked_for_it(
+    ready: Project, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    start(monkeypatch)
+    assert cli.main(["train", "--device", "cpu", "--workers", "0"]) == 0
+    said = capfd.readouterr().err
+    assert "training from scratch, from yolov5n.yaml, because yolov5n.pt is not here" in said
+    assert cli.main(TRAIN) == 0
+    assert "training from scratch" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("device", "nodes", "kind"), [("cpu", False, "cpu"), ("", False, "cpu"), ("", True, "cuda"), ("0,1", True, "cuda")]
 )
 def test_the_kind_of_device(monkeypatch: pytest.MonkeyPatch, device: str, nodes: bool, kind: str) -> None:

@@ -20,7 +20,7 @@ from lab import devices, plan, telemetry
 from lab.engines import Prepared
 from lab.errors import LabError
 from lab.fast import switches, tuned
-from lab.fast.plan import PLAIN, Facts, Speed, Wish, decide, fitting, sentence
+from lab.fast.plan import PLAIN, Facts, Speed, Wish, decide, fitting, require_consistent, sentence
 from lab.job import Job, say
 from lab.options import Request
 from lab.project import Project
@@ -37,15 +37,20 @@ def device_kind(device: str) -> str:
     return switches.CUDA if device or devices.gpu_nodes() else switches.CPU
 
 
-def wish(request: Request, settings: tuned.Settings | None) -> Wish:
-    """What the command line asks for. Raises LabError for a name that is unknown."""
-    return Wish(
+def wish(request: Request) -> Wish:
+    """What the command line asks for; with --tuned, before its settings are read.
+
+    Raises LabError for a name that is unknown, and for words that contradict each other.
+    """
+    asked = Wish(
         plain=bool(request.get("plain")),
         with_=switches.words("--with", request.given["with"]) if "with" in request.given else (),
         without=switches.words("--without", request.given["without"]) if "without" in request.given else (),
         val_period=request.get("val_period"),
-        tuned=settings.speed if settings else None,
+        tuned={} if request.get("tuned") else None,
     )
+    require_consistent(asked)
+    return asked
 
 
 def key(project: Project, engine: str, model: str, dataset: data.Dataset, imgsz: int, device: str) -> tuned.Key:
