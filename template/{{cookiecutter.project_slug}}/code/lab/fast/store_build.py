@@ -33,7 +33,6 @@ from lab.fast.store_worker import SAME, Work, fill, start
 from lab.limits import MEBIBYTE, processors
 
 CHUNK = 16  # images a task: a tenth of a second of decoding, and what a kill costs each worker
-WORTH_TORCH = 1000  # images to decode from which torch's import (seconds) is repaid by its JPEG decoder
 HEADROOM = 64 * MEBIBYTE  # left free on the disk
 WASTE = 1 / 3  # of the pixel file: beyond it the file is written anew
 MOST_WORKERS = 64
@@ -312,7 +311,7 @@ def _carry_out(
     before = {row for row in todo.tolist() if goal.entries["state"][row] == STORED}
     _require_room(directory, goal.recipe, [path for row, path in tasks if row not in before])
     entries = goal.entries.copy()
-    work = Work(pixels, goal.recipe, set(by_digest), _swift(len(tasks)))
+    work = Work(pixels, goal.recipe, set(by_digest))
     done = 0
     try:
         with (directory / files.JOURNAL).open("wb", buffering=0) as journal:
@@ -358,17 +357,6 @@ def _place(entry: Any, by_digest: dict[bytes, Any]) -> None:
     for name in ("offset", "height", "width", "full_height", "full_width", "crc"):
         entry[name] = first[name]
     entry["state"] = STORED
-
-
-def _swift(count: int) -> bool:
-    """Whether to decode JPEGs with torchvision; where it is, and where it pays."""
-    if "torchvision" not in sys.modules and count < WORTH_TORCH:
-        return False
-    try:
-        import torchvision.io  # noqa: F401, PLC0415  before the workers are forked, so that they share it
-    except ImportError:
-        return False
-    return True
 
 
 def _filled(tasks: list[tuple[int, str]], work: Work, workers: int) -> Iterator[Any]:
