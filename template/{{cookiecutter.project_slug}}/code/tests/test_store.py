@@ -20,7 +20,7 @@ from lab import cli
 from lab.errors import LabError
 from lab.fast import store_build, store_files, store_worker
 from lab.fast.store import Store
-from lab.fast.store_build import build, verify
+from lab.fast.store_build import build, lacking, verify
 from lab.fast.store_decode import Recipe, decode, recipe_of
 from lab.fast.store_files import open_store
 from lab.project import Project
@@ -137,6 +137,24 @@ def test_packed_without_gaps_and_read_only(cache: Path, paths: list[str]) -> Non
 
 
 # What changed, and nothing else, is done again
+
+
+def test_what_a_build_would_have_to_do_is_known_before(cache: Path, paths: list[str], tmp_path: Path) -> None:
+    assert lacking(cache, paths, RECIPE) == 40
+    assert not cache.exists()
+    made(cache, paths)
+    assert lacking(cache, paths, RECIPE) == lacking(cache, paths[:7], RECIPE) == 0
+    assert lacking(cache, paths, Recipe(32)) == 40
+    write(Path(paths[5]), 500)
+    new = write(tmp_path / "images" / "new.jpg", 501)
+    assert lacking(cache, [*paths, new], RECIPE) == 2
+    others = [write(tmp_path / "others" / f"other{number}.jpg", 50 + number) for number in range(3)]
+    assert lacking(cache, others, RECIPE) == 3
+
+
+def test_what_an_interrupted_build_has_done_counts(cache: Path, paths: list[str]) -> None:
+    killed(lambda: build(cache, "shapes", paths, RECIPE, 1, lambda done, _: die() if done >= 16 else None))
+    assert lacking(cache, paths, RECIPE) == 24
 
 
 def test_an_unchanged_store_is_only_opened(cache: Path, paths: list[str]) -> None:

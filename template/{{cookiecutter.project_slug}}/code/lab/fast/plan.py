@@ -27,7 +27,7 @@ class Facts:
     options: dict[str, Any] = field(default_factory=dict)
     hyp: dict[str, Any] = field(default_factory=dict)  # of the --hyp file; {} means the engine's own, plain ones
     store_bytes: int = 0  # of the training images, decoded, at the size of the training
-    stored: bool = False  # a store of them is there already
+    unstored_bytes: int = 0  # of the training and validation images, what the stores do not hold yet
     cache: str = ""  # where stores lie
     cache_free: int = 0
     memory_free: int | None = None
@@ -222,10 +222,10 @@ def _data(facts: Facts, wish: Wish) -> tuple[str, str]:
 
 
 def _no_room(facts: Facts) -> str:
-    if facts.stored or facts.store_bytes + MARGIN <= facts.cache_free:
+    if not facts.unstored_bytes or facts.unstored_bytes + MARGIN <= facts.cache_free:
         return ""
     return (
-        f"{facts.cache} has {_gib(facts.cache_free)} free, and the decoded images take {_gib(facts.store_bytes)}: "
+        f"{facts.cache} has {_gib(facts.cache_free)} free, and the decoded images take {_gib(facts.unstored_bytes)}: "
         "CACHE_DIR in .env names a larger disk"
     )
 
