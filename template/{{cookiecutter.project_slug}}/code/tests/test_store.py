@@ -15,6 +15,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from made_pictures import huge_png
 
 from lab import cli
 from lab.errors import LabError
@@ -270,7 +271,7 @@ def test_waste_stays_where_there_is_no_room_for_a_copy(
 
 
 def test_broken_images_are_remembered_and_named(cache: Path, paths: list[str]) -> None:
-    Path(paths[2]).write_bytes(b"no picture")
+    Path(paths[2]).write_bytes(huge_png(30_000, 30_000))
     Path(paths[4]).unlink()
     for total in (40, 0):
         heard = Heard()

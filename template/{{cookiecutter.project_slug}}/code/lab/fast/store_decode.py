@@ -9,6 +9,8 @@ from typing import Any
 import cv2
 import numpy as np
 
+from lab.picture_header import exceeds
+
 INTERPOLATIONS = ("linear", "area")
 OWN_READER = (".tif", ".tiff", ".avif", ".heic", ".heif")  # ultralytics reads these in its own way, see its patches.py
 
@@ -56,8 +58,10 @@ def recipe_of(engine: str, side: int, training: bool) -> Recipe:
 def decode(content: bytes, path: str, recipe: Recipe) -> tuple[Any, tuple[int, int]] | None:
     """The resized image, uint8 (height, width, 3), blue first, and its height and width before; None if undecodable.
 
-    EXIF orientation is applied, as both engines do. Raises MemoryError.
+    EXIF orientation is applied, as both engines do. Raises MemoryError; what claims too much of it is not tried.
     """
+    if exceeds(content):
+        return None
     try:
         image = _own(content, path, recipe)
         if image is None:
