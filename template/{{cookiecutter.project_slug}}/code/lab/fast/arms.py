@@ -232,9 +232,9 @@ def _rounds(running: list[Running], measured: list[Measured], until: float, show
     of = {one.arm.name: one for one in measured}
     # the first turn of each compiles, finds its fastest kernels, fills its queues: it is not counted; what compiles
     # comes last, because it takes longest
-    for each in sorted(running, key=_compiles):
+    for each in sorted(running, key=lambda each: compiles(each.arm)):
         show(f"{each.arm.name} warms up")
-        order = {"do": "go", "seconds": SHORTEST, "skip": COMPILED if _compiles(each) else 0}
+        order = {"do": "go", "seconds": SHORTEST, "skip": COMPILED if compiles(each.arm) else 0}
         with _alone(each, of[each.arm.name], running):
             each.ask(order, _patience(until))
     for number in range(ROUNDS):
@@ -253,8 +253,9 @@ def _rounds(running: list[Running], measured: list[Measured], until: float, show
             return
 
 
-def _compiles(each: Running) -> bool:
-    return "compile" in each.arm.payload.get("speed", {}).get("switches", ())
+def compiles(arm: Arm) -> bool:
+    """Whether its first steps take as long as torch.compile does."""
+    return "compile" in arm.payload.get("speed", {}).get("switches", ())
 
 
 def _turn(each: Running, seconds: float, until: float) -> Turn:

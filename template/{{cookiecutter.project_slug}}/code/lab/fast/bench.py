@@ -300,13 +300,17 @@ def taken(
     scene: Scene, wanted: Sequence[Arm], until: float, show: arms.Show,
     keep: Callable[[Sequence[Sequence[Measured]]], None] = lambda _: None,
 ) -> list[list[Measured]]:  # fmt: skip
-    """The turns of `wanted`, in groups of at most TOGETHER, each beginning with the first arm; failures are in them."""
+    """The turns of `wanted`, in groups of at most TOGETHER, each beginning with the first arm; failures are in them.
+
+    A group that compiles has twice the time of another.
+    """
     first, *others = wanted
     groups = [others[start : start + TOGETHER - 1] for start in range(0, len(others), TOGETHER - 1)] or [[]]
+    weights = [2 if any(map(arms.compiles, group)) else 1 for group in groups]
     done: list[list[Measured]] = []
     for number, group in enumerate(groups):
         now = time.monotonic()
-        end = now + (until - now) / (len(groups) - number)
+        end = now + (until - now) * weights[number] / sum(weights[number:])
         place = scene.place / f"arms-{time.monotonic_ns()}"
         done.append(
             arms.alternate([first, *group], scene.project, place, end, PROFILED, show, lambda some: keep([*done, some]))
