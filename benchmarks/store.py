@@ -2,13 +2,12 @@
 
     python benchmarks/store.py [--pictures 400] [--many 100000]
 
-Run it in the container (`docker run --rm --cpuset-cpus 0 …`), which has torchvision's JPEG decoder; elsewhere OpenCV's
-is used, and the result says so. Pictures: made-up 1280x720 JPEGs (232 kB), each different, stored at 640 pixels.
-One worker process. `of_one_core` are images for each second of processor time, of both processes, so that other work on
-the machine does not count; `of_clock` by the clock. `bare`: decoding, and decoding with resizing, alone, by either
-library. `resume`: a build killed (-9) half way, then run again. `open`: an unchanged store of many tiny images, in a
-fresh process, from the list of paths to the view: a stat of each file, the index, checksums of a sample. Writes
-benchmarks/results/store.json.
+Run it in the container (`docker run --rm --cpuset-cpus 0 …`). Pictures: made-up 1280x720 JPEGs (232 kB), each
+different, stored at 640 pixels. One worker process. `of_one_core` are images for each second of processor time, of both
+processes, so that other work on the machine does not count; `of_clock` by the clock. `bare`: OpenCV's decoding, and
+decoding with resizing, alone. `resume`: a build killed (-9) half way, then run again. `open`: an unchanged store of
+many tiny images, in a fresh process, from the list of paths to the view: a stat of each file, the index, checksums of a
+sample. Writes benchmarks/results/store.json.
 """
 
 from __future__ import annotations
@@ -60,24 +59,19 @@ def listed(directory: str) -> list[str]:
 
 def bare(directory: str) -> dict[str, Any]:
     """Decoding alone, and with resizing: images a second of processor time, the best of some rounds."""
-    from lab.fast.store_decode import Jpegs, Recipe, decode  # noqa: PLC0415
+    from lab.fast.store_decode import Recipe, decode  # noqa: PLC0415
+    from lab.fast.store_worker import keep_memory  # noqa: PLC0415
 
     cv2.setNumThreads(0)
+    keep_memory()
     paths = listed(directory)
     contents = [Path(path).read_bytes() for path in paths[:200]]
     recipe = Recipe(SIDE)
-    figures = {
-        "opencv_read_and_resized": _rate(lambda path: recipe.resize(cv2.imread(path)), paths),
-        "opencv_decoded": _rate(lambda each: cv2.imdecode(np.frombuffer(each, np.uint8), cv2.IMREAD_COLOR), contents),
-        "opencv_decoded_and_resized": _rate(lambda each: decode(each, "", recipe), contents),
+    return {
+        "read_and_resized": _rate(lambda path: recipe.resize(cv2.imread(path)), paths),
+        "decoded": _rate(lambda each: cv2.imdecode(np.frombuffer(each, np.uint8), cv2.IMREAD_COLOR), contents),
+        "decoded_and_resized": _rate(lambda each: decode(each, "", recipe), contents),
     }
-    try:
-        jpegs = Jpegs()
-    except ImportError:
-        return figures
-    figures["torchvision_decoded"] = _rate(jpegs.decode, contents)
-    figures["torchvision_decoded_and_resized"] = _rate(lambda each: decode(each, "", recipe, jpegs), contents)
-    return figures
 
 
 def _rate(act: Callable[[Any], object], over: list[Any]) -> float:
@@ -95,8 +89,6 @@ def built(directory: str, cache: str, side: str, die_at: str) -> dict[str, Any]:
     from lab.fast import store_build  # noqa: PLC0415
     from lab.fast.store_decode import Recipe  # noqa: PLC0415
 
-    # torch's import takes seconds, once; it is not what is measured here
-    decoder = "torchvision" if store_build._swift(store_build.WORTH_TORCH) else "opencv"
     paths = listed(directory)
     done = [0]
 
@@ -114,7 +106,6 @@ def built(directory: str, cache: str, side: str, die_at: str) -> dict[str, Any]:
     if done[0]:
         figures["images_per_second_of_one_core"] = round(done[0] / (parent + worker.ru_utime + worker.ru_stime), 1)
         figures["images_per_second_of_clock"] = round(done[0] / clock, 1)
-        figures["decoder"] = decoder
     return figures
 
 

@@ -163,6 +163,10 @@ def read_picture(path: str, signature: tuple[int, int]) -> Picture:
         faults.append(end)
         if end[0] in ("truncated", "damaged"):
             return Picture(size, mtime, digest=digest, faults=tuple(faults))
+    from lab.picture_header import exceeds  # noqa: PLC0415  only workers that decode need Pillow
+
+    if too_much := exceeds(content):
+        return Picture(size, mtime, digest=digest, faults=(*faults, ("unreadable", too_much)))
     shape, complaint = _decode(content, found)
     if shape is None:
         faults.append(("unreadable", complaint or f"the decoder gives up on this {found.upper()}"))

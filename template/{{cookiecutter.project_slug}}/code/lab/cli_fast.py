@@ -7,11 +7,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lab.errors import LabError
+from lab.errors import FAILED, LabError
 from lab.options import Request
 from lab.project import Project, open_project
 
@@ -61,7 +61,9 @@ def bench(
     switches: Annotated[
         bool, typer.Option("--switches", help="each technique of the step alone; compile from --seconds 400 on")
     ] = False,
-    out: Annotated[Path | None, typer.Option(help="write the figures into this JSON file", show_default=False)] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="write the figures into this JSON file, as they come", show_default=False)
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the figures as JSON instead of a table")] = False,
 ) -> None:
     """How fast is training here: the device's ceiling, the engine as it ships, and ours, alternating in one run.
@@ -77,13 +79,17 @@ def bench(
         raise LabError("--loader measures loaders and --switches the step: give one of them")
     wish = _wish(project, engine, model, img, batch, device, workers, data, seconds, (plain, with_, without))
     which = benchmark.loaders if loader else benchmark.each_switch if switches else benchmark.three
+    if out is not None and out.is_dir():
+        raise LabError(f"--out {out} is a directory: name the JSON file to write")
     with _stages() as show:
-        measured = benchmark.measure(wish, project, which, show)
-    _keep(measured, out)
+        keep = (lambda found: benchmark.write(out, found)) if out else lambda _: None
+        measured = benchmark.measure(wish, project, which, show, keep)
     if as_json:
         print(json.dumps(measured, indent=1))
     else:
         bench_words.tell(measured, (benchmark.UPSTREAM, benchmark.CEILING, "none"))
+    if measured["failed"]:
+        raise LabError(bench_words.failed(measured), FAILED)
 
 
 def tune(
@@ -126,21 +132,11 @@ def _wish(
     from lab.fast.bench import Wish  # noqa: PLC0415
 
     given = dict(zip(("plain", "with", "without"), speed, strict=True))
-    wanted = choose.wish(Request("train", {key: value for key, value in given.items() if value}), None)
+    wanted = choose.wish(Request("train", {key: value for key, value in given.items() if value}))
     return Wish(
         engine or project.engine, model or project.model, img or project.image_size, batch, device, workers, data,
         seconds, wanted,
     )  # fmt: skip
-
-
-def _keep(measured: dict[str, Any], out: Path | None) -> None:
-    from lab.fast import bench as benchmark  # noqa: PLC0415
-
-    if out is None:
-        return
-    if out.is_dir():
-        raise LabError(f"--out {out} is a directory: name the JSON file to write")
-    benchmark.write(out, measured)
 
 
 def add_commands(app: typer.Typer) -> None:

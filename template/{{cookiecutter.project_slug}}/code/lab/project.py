@@ -30,6 +30,7 @@ class Project:
     image_size: int = 640
     data: str = "data/demo/data.yaml"
     logger: str = "none"
+    scratch: Path | None = None  # in the place of the cache, for images that nobody shall keep
 
     @property
     def runs(self) -> Path:
@@ -39,6 +40,8 @@ class Project:
     @property
     def cache(self) -> Path:
         """Where decoded images are kept: CACHE_DIR, a fast local disk, else below `runs`."""
+        if self.scratch is not None:
+            return self.scratch
         place = os.environ.get("CACHE_DIR", "")
         return Path(place) if place else self.runs / ".lab" / "cache"
 

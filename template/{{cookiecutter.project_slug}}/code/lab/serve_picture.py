@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import io
-import warnings
 
 import cv2
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+
+from lab.picture_header import Enormous, chunks_fit, dimensions
 
 KINDS = ("JPEG", "PNG", "BMP", "WEBP")
 MEGAPIXEL = 1_000_000
-PNG = b"\x89PNG\r\n\x1a\n"
-warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit here is the caller's
 
 
 class Refusal(Exception):
@@ -27,43 +24,25 @@ class Refusal(Exception):
         self.headers = headers or {}
 
 
-def dimensions(data: bytes) -> tuple[int, int]:
-    """Width and height as the header has them. Raises Refusal when it is no picture of KINDS."""
+def decode(data: bytes, most: int) -> npt.NDArray[np.uint8]:
+    """The picture, H x W x 3 in BGR, turned as its EXIF data says. Raises Refusal, also beyond `most` pixels."""
     try:
-        with Image.open(io.BytesIO(data), formats=KINDS) as image:
-            size: tuple[int, int] = image.size
-            return size
-    except Image.DecompressionBombError:
+        width, height = dimensions(data, KINDS)
+    except Enormous:
         raise Refusal(413, "it has far too many pixels") from None
-    except Exception:  # whatever a damaged header makes of Pillow
+    except ValueError:
         raise Refusal(
             415, f"it is no picture that is known here ({', '.join(KINDS)}), or its beginning is damaged"
         ) from None
-
-
-def decode(data: bytes, most: int) -> npt.NDArray[np.uint8]:
-    """The picture, H x W x 3 in BGR, turned as its EXIF data says. Raises Refusal, also beyond `most` pixels."""
-    width, height = dimensions(data)
     if width * height > most:
         raise Refusal(
             413,
             f"it is {width} x {height} pixels, and {most / MEGAPIXEL:g} million are the limit: send it smaller",
         )
     image = None
-    if not data.startswith(PNG) or _chunks_fit(data):
+    if chunks_fit(data):
         with contextlib.suppress(cv2.error):
             image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     if image is None:
         raise Refusal(422, f"its header says {width} x {height} pixels, but the rest is damaged or cut short")
     return image  # type: ignore[return-value]
-
-
-def _chunks_fit(png: bytes) -> bool:
-    """Whether each chunk, to the last, lies within the file: OpenCV 5 takes memory for as many bytes as one claims."""
-    at = len(PNG)
-    while at + 12 <= len(png):
-        length, kind = int.from_bytes(png[at : at + 4], "big"), png[at + 4 : at + 8]
-        at += 12 + length
-        if kind == b"IEND":
-            return at <= len(png)
-    return False

@@ -66,11 +66,12 @@ def perform(request: Request, project: Project, log: IO[str] | None = None) -> P
     job.engine.refuse(
         request.task, {key: value for key, value in request.given.items() if not measured or key != "batch_size"}
     )
+    wish = choose.wish(request)
     dataset = _dataset(job)
     model = _weights(job) if request.get("tuned") else None
     settings = _tuned(job, *model, dataset) if model and dataset else None
-    wish = choose.wish(request, settings)
     if settings is not None:
+        wish = replace(wish, tuned=settings.speed)
         job = replace(job, request=Request(request.task, {**settings.options, **request.given}))
         request = job.request
     options = _options(job)
@@ -89,6 +90,7 @@ def perform(request: Request, project: Project, log: IO[str] | None = None) -> P
             _remember(directory)
             seen = plan.look(job, prepared, dataset)
             prepared = choose.choose(job, prepared, dataset, seen, wish)
+            _say_if_from_scratch(job, prepared)
             _tell(plan.sentences(seen, ("speed", choose.said(prepared))), log)
             training.train(job, prepared, dataset, log)
         else:
@@ -147,8 +149,6 @@ def _tell(lines: list[str], log: IO[str] | None) -> None:
 def _tuned(job: Job, names: list[str], cfg: str | None, dataset: data.Dataset) -> tuned.Settings:
     """What `lab tune` wrote for this training. Raises LabError."""
     request = job.request
-    if request.get("plain"):
-        raise LabError("--plain is the engine's own way in everything: leave out --plain or --tuned")
     device = devices.resolve(request.get("device", ""))
     model = plan.model_of(job, names, cfg)
     return tuned.read(job.project, choose.key(job.project, job.engine.name, model, dataset, _image_size(job), device))
@@ -288,11 +288,16 @@ def _weights(job: Job) -> tuple[list[str], str | None]:
         file = weights.at_hand(project, job.engine.name)
         if file is not None:
             return [str(file)], None
-    model = job.engine.model(cfg or f"{project.model}.yaml", project)
-    if given is None:
-        why = "" if cfg else f", because {project.model}.pt is not here and nothing is downloaded"
-        say(f"training from scratch, from {Path(model).name}{why}")
-    return [""], model
+    return [""], job.engine.model(cfg or f"{project.model}.yaml", project)
+
+
+def _say_if_from_scratch(job: Job, prepared: Prepared) -> None:
+    """Say it where nobody asked for it; after all that may refuse this training."""
+    if any(prepared.weights) or job.request.get("weights") is not None:
+        return
+    name = job.project.model
+    why = "" if job.request.get("cfg") else f", because {name}.pt is not here and nothing is downloaded"
+    say(f"training from scratch, from {Path(prepared.cfg or name).name}{why}")
 
 
 def _checkpoint(name: str, job: Job) -> str:

@@ -1,9 +1,11 @@
 """`lab bench`: the figures from turns, words that cannot be meant, and, in the container, three real arms."""
 
+import contextlib
 import json
 import os
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 
 from lab import cli, upstream
 from lab.errors import LabError
-from lab.fast import arms, bench, bench_data, turns
+from lab.fast import arms, bench, bench_data, switches, turns
 from lab.fast.arms import Arm, Measured, Turn
 from lab.project import CODE, Project
 
@@ -125,12 +127,13 @@ orders, answers = os.fdopen(about["orders"]), os.fdopen(about["answers"], "w")
 def tell(**answer): answers.write(json.dumps(answer) + "\\n"); answers.flush()
 if "fails" in request:
     json.dump({"sentence": "the labels are wrong", "status": 1}, open(request["report"], "w")); sys.exit(1)
-tell(ready=True, device="cpu")
+tell(ready=True, device="cpu", torch="2.8.0")
 log = open(request["log"], "a")
-for line in orders:
+for number, line in enumerate(orders):
     order = json.loads(line)
     log.write(request["name"] + "\\n"); log.flush()
     if "hangs" in request: time.sleep(60)
+    if request.get("dies") == number: sys.exit("killed for its memory")
     time.sleep(0.05)
     tell(images=10, batches=1, seconds=0.05 * request["pace"], waited=0, processor_seconds=0.01, device_bytes=None)
 """
@@ -162,21 +165,147 @@ def test_arms_take_turns(project: Project, tmp_path: Path, stand_in: Any, quiet:
     assert bench.ratios([found])["fast/slow"] == pytest.approx(2)
 
 
-def test_an_arm_that_fails_says_why_and_the_others_end(
-    project: Project, tmp_path: Path, stand_in: Any, quiet: None
-) -> None:
-    made = [stand_in("good"), stand_in("bad", fails=True)]
-    with pytest.raises(LabError, match="bad: the labels are wrong"):
-        arms.alternate(made, project, tmp_path / "arms", time.monotonic() + 60)
+def still_running(tmp_path: Path) -> bool:
     running = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=False).stdout
-    assert str(tmp_path / "arm.py") not in running
+    return str(tmp_path / "arm.py") in running
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_an_arm_that_fails_costs_only_itself(
+    place: int, project: Project, tmp_path: Path, stand_in: Any, quiet: None
+) -> None:
+    made = [stand_in("slow", 2), stand_in("fast", 1)]
+    made.insert(place, stand_in("bad", fails=True))
+    found = arms.alternate(made, project, tmp_path / "arms", time.monotonic() + 60)
+    by_name = {one.arm.name: one for one in found}
+    assert by_name["bad"].failure == "bad: the labels are wrong"
+    assert [len(by_name[name].turns) for name in ("slow", "fast", "bad")] == [arms.ROUNDS, arms.ROUNDS, 0]
+    assert bench.ratios([found]) == {"fast/slow": pytest.approx(2)}
+    assert not still_running(tmp_path)
+    with pytest.raises(LabError, match="bad: the labels are wrong"):
+        arms.require(found)
+
+
+def test_an_arm_that_dies_half_way_has_no_figures(project: Project, tmp_path: Path, stand_in: Any, quiet: None) -> None:
+    made = [stand_in("good"), stand_in("bad", dies=3)]
+    good, bad = arms.alternate(made, project, tmp_path / "arms", time.monotonic() + 60)
+    assert len(good.turns) == arms.ROUNDS
+    assert "killed for its memory" in bad.failure
+    assert not bench.measured(bad)
 
 
 def test_an_arm_that_hangs_is_given_up_in_time(project: Project, tmp_path: Path, stand_in: Any, quiet: None) -> None:
     begun = time.monotonic()
-    with pytest.raises(LabError, match="hangs was not done in time: give more --seconds"):
-        arms.alternate([stand_in("hangs", hangs=True)], project, tmp_path / "arms", begun + 2)
-    assert time.monotonic() - begun < 20
+    made = [stand_in("hangs", hangs=True), stand_in("good")]
+    hangs, good = arms.alternate(made, project, tmp_path / "arms", begun + 6)
+    assert hangs.failure == "hangs was not done in time: give more --seconds, or a smaller --batch"
+    assert good.turns
+    assert time.monotonic() - begun < 30
+    assert not still_running(tmp_path)
+
+
+def test_rounds_that_are_not_whole_do_not_count() -> None:
+    group = [measured("none", [100, 100, 100]), measured("loss", [110, 120]), measured("bf16", [])]
+    none, loss, bf16 = bench.whole_rounds(group)
+    assert [len(one.turns) for one in (none, loss, bf16)] == [2, 2, 0]
+    assert bench.ratios([[none, loss, bf16]]) == {"loss/none": pytest.approx(1.15)}
+
+
+@pytest.fixture
+def scene(project: Project, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> bench.Scene:
+    """A measurement on the demo data, without engines."""
+    from lab import dataset
+
+    found = dataset.open_dataset(str(shapes), project)
+    made = bench.Scene(bench.Wish("yolov5", "yolov5n", 96, 4), project, tmp_path, shapes, found)
+    monkeypatch.setattr(bench, "require", lambda wish, _: wish)
+    monkeypatch.setattr(bench, "scene", lambda *_: contextlib.nullcontext(made))
+    return made
+
+
+def test_figures_are_kept_as_they_come(
+    scene: bench.Scene, project: Project, stand_in: Any, quiet: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: Any,
+) -> None:  # fmt: skip
+    made = [stand_in("upstream", 2), stand_in("bad", fails=True), stand_in("ours")]
+    monkeypatch.setattr(bench, "three", lambda _: bench.Comparison(made, {"compile": "there is no C compiler here"}))
+    kept: list[dict[str, Any]] = []
+    write = bench.write
+    monkeypatch.setattr(bench, "write", lambda file, said: kept.append(said) or write(file, said))
+    out = tmp_path / "out" / "bench.json"
+    assert cli.main(["bench", "--out", str(out)]) == 1
+    said = capsys.readouterr()
+    assert "lab: no figures of bad: bad: the labels are wrong" in said.err
+    table = {line.split()[0]: line for line in said.out.splitlines() if line.strip()}
+    assert "failed: bad: the labels are wrong" in table["bad"]
+    assert "not measured: there is no C compiler here" in table["compile"]
+    assert [one["name"] for one in kept[0]["arms"]] == ["upstream"]
+    assert not any(one["complete"] for one in kept[:-1])
+    assert json.loads(out.read_text()) == json.loads(json.dumps(kept[-1]))
+    assert kept[-1]["complete"]
+    assert [one["name"] for one in kept[-1]["arms"]] == ["upstream", "ours"]
+    assert kept[-1]["failed"] == {"bad": "bad: the labels are wrong"}
+    assert kept[-1]["ratios"] == {"ours/upstream": pytest.approx(2)}
+
+
+def test_a_measurement_that_is_killed_has_kept_what_there_was(
+    scene: bench.Scene, project: Project, stand_in: Any, quiet: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "three", lambda _: bench.Comparison([stand_in("upstream"), stand_in("ours")]))
+    out = tmp_path / "bench.json"
+
+    def stopped(file: Path, said: dict[str, Any], write: Any = bench.write) -> None:
+        write(file, said)
+        if len(said["arms"]) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(bench, "write", stopped)
+    assert cli.main(["bench", "--out", str(out)]) == 130
+    said = json.loads(out.read_text())
+    assert ([one["name"] for one in said["arms"]], said["complete"]) == (["upstream", "ours"], False)
+    assert not still_running(tmp_path)
+
+
+def test_nothing_that_can_be_measured_is_one_sentence(
+    scene: bench.Scene, stand_in: Any, quiet: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr(bench, "three", lambda _: bench.Comparison([stand_in("bad", fails=True)]))
+    assert cli.main(["bench", "--out", str(tmp_path / "out.json")]) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == "lab: bad: the labels are wrong"
+    assert not (tmp_path / "out.json").exists()
+    assert cli.main(["bench", "--out", str(tmp_path)]) == 2
+    assert "is a directory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("seconds", "compiled"), [(399, False), (400, True)])
+def test_a_switch_that_is_not_measured_is_named(
+    seconds: float, compiled: bool, scene: bench.Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "arm", lambda _, name, about, kind, *__, **___: Arm(name, about, Path(), {}, kind))
+
+    def ours(scene: bench.Scene) -> dict[str, Any]:
+        if scene.wish.speed.with_ == ("bf16",):
+            raise LabError("this GPU does not compute in bfloat16")
+        return {}
+
+    monkeypatch.setattr(bench, "ours", ours)
+    wish = replace(scene.wish, seconds=seconds, device="0")
+    wanted = bench.each_switch(replace(scene, wish=wish))
+    names = [one.name for one in wanted.arms]
+    assert names[:2] == ["none", "channels_last"]
+    assert wanted.left_out["bf16"] == "this GPU does not compute in bfloat16"
+    assert ("compile" in names) is compiled
+    assert ("compile" in wanted.left_out) is not compiled
+    assert sorted([*names[1:], *wanted.left_out]) == sorted(switches.NAMES)
+
+
+def test_the_cache_of_a_measurement_is_its_own(ready: Project, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CACHE_DIR", str(tmp_path / "mine"))
+    monkeypatch.setattr(bench.bench_data, "make_for", lambda *_: ready.root / "data/demo/data.yaml")
+    with bench.scene(bench.Wish("yolov5", "yolov5n", 96, 4, device="cpu"), ready, lambda _: None) as made:
+        assert made.project.cache == made.place / "cache"
+        assert ready.cache == tmp_path / "mine"
+        assert made.speed["data"] == "plain"
 
 
 # With torch and the engines
@@ -211,6 +340,7 @@ def test_three_arms_and_a_whole_record(engine: str, project: Project, shapes: Pa
     assert said["host"]["cpus"] >= 1
     assert said["options"] | {"engine": engine, "imgsz": 64, "batch": 2} == said["options"]
     assert said["device"]["device"] == "cpu"
+    assert (said["complete"], said["failed"], said["left_out"]) == (True, {}, {})
     assert "to upstream" in " ".join(capsys.readouterr().out.split())
     assert not list(project.runs.glob("**/*.pt"))  # nothing of the trainings stays
 
@@ -223,6 +353,10 @@ def test_tune_prescribes_what_train_takes(project: Project, shapes: Path, short:
     assert cli.main(["tune", "--model", "yolov5n", *sizes, "--seconds", "1500", "--json"]) == 0, capsys.readouterr().err
     said = json.loads(capsys.readouterr().out)
     assert said["measured_on_one_device"] > 0
+    assert said["predicted_gain"] > 0
+    assert said["measured_gain"] > 0
+    off = abs(said["predicted_gain"] / said["measured_gain"] - 1)
+    assert ("off by" in said["warning"]) is (off > 0.25)
     assert "the processors are the limit" in said["sentence"]
     assert (project.root / said["file"]).is_file()
     words = ["--tuned", "--epochs", "1", "--noplots", "--noval", "--cfg", "yolov5n.yaml", "--weights", ""]

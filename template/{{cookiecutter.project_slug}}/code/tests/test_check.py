@@ -14,6 +14,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from made_pictures import huge_png
 
 from lab import check, check_facts, check_fix, check_page, cli, dataset, demo, fingerprint
 from lab.check_kinds import KINDS
@@ -71,6 +72,7 @@ PICTURES: dict[str, list[tuple[str, Callable[[bytes], bytes]]]] = {
         (".jpg", lambda _: b"<html>404</html>"),
         (".png", lambda _: b"\x89PNG"),
         (".jpg", lambda jpeg: jpeg[:20] + b"\xff\xd9"),
+        (".png", lambda _: huge_png(20_000, 20_000)),
     ],
     "truncated": [
         (".jpg", lambda jpeg: jpeg[: len(jpeg) // 2]),

@@ -14,6 +14,7 @@ GPU = Facts(
     engine="yolov5",
     device="cuda",
     store_bytes=10 * GIB,
+    unstored_bytes=12 * GIB,
     cache="/cache",
     cache_free=100 * GIB,
     memory_free=64 * GIB,
@@ -40,8 +41,10 @@ def test_what_does_not_fit_is_never_chosen() -> None:
     assert "0.5 GiB left" in full.reasons[0]
     disk = decide(replace(GPU, cache_free=5 * GIB), Wish())
     assert disk.data == PLAIN
-    assert "/cache has 5.0 GiB free, and the decoded images take 10.0 GiB" in disk.reasons[0]
-    assert decide(replace(GPU, cache_free=5 * GIB, stored=True), Wish()).data == DEVICE
+    assert "/cache has 5.0 GiB free, and the decoded images take 12.0 GiB" in disk.reasons[0]
+    assert decide(replace(GPU, cache_free=12 * GIB), Wish()).data == PLAIN  # some disk stays free
+    assert decide(replace(GPU, cache_free=5 * GIB, unstored_bytes=3 * GIB), Wish()).data == DEVICE
+    assert decide(replace(GPU, cache_free=0, unstored_bytes=0), Wish()).data == DEVICE  # it is there, whole
     with pytest.raises(LabError, match=r"--with device: /cache has 5\.0 GiB free"):
         decide(replace(GPU, cache_free=5 * GIB), Wish(with_=("device",)))
 
@@ -60,9 +63,8 @@ def test_plain_is_the_engines_own_in_everything() -> None:
     speed = decide(GPU, Wish(plain=True))
     assert replace(speed, reasons=()) == Speed()
     for wish in (Wish(True, with_=("loss",)), Wish(True, without=("loss",)), Wish(True, tuned={})):
-        if wish.with_ or wish.without:
-            with pytest.raises(LabError, match="leave out --plain or"):
-                decide(GPU, wish)
+        with pytest.raises(LabError, match="leave out --plain or"):
+            decide(GPU, wish)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """`lab train` with the fast path's options: what is recorded, handed to the engine, and kept by a run that goes on."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,68 @@ def test_tuned_settings_are_used_and_options_given_beside_them_win(
     assert words[words.index("--workers") + 1] == "0"
     assert speed_of(children)["switches"] == ["foreach_ema"]
     assert speed_of(children)["data"] == "store"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--plain", "--with", "loss"],
+        ["--plain", "--tuned"],
+        ["--tuned"],  # there are no settings
+        ["--with", "loss", "--without", "loss"],
+        ["--with", "device"],  # no GPU
+        ["--val-period", "0"],
+    ],
+    ids=" ".join,
+)
+def test_what_is_refused_is_refused_before_anything_is_said(
+    ready: Project, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    children = start(monkeypatch)
+    assert cli.main(["train", "--device", "cpu", "--workers", "0", *words]) == 2
+    (sentence,) = capfd.readouterr().err.splitlines()
+    assert sentence.startswith("lab: ")
+    assert not children.calls
+    assert not list((ready.runs / "train").glob("*"))
+
+
+def test_from_scratch_is_said_where_nobody_asked_for_it(
+    ready: Project, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    start(monkeypatch)
+    assert cli.main(["train", "--device", "cpu", "--workers", "0"]) == 0
+    said = capfd.readouterr().err
+    assert "training from scratch, from yolov5n.yaml, because yolov5n.pt is not here" in said
+    assert cli.main(TRAIN) == 0
+    assert "training from scratch" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_a_full_disk_matters_for_what_is_not_stored_yet(
+    held: bool, ready: Project, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    children = start(monkeypatch)
+    if held:
+        assert cli.main([*TRAIN, "--with", "store"]) == 0
+    usage = shutil.disk_usage(ready.root)
+    little = shutil._ntuple_diskusage(usage.total, usage.total, (1 << 30) + 1)  # too little for train and val anew
+    monkeypatch.setattr(choose.shutil, "disk_usage", lambda _: little)
+    asked = cli.main([*TRAIN, "--with", "store"])
+    if held:
+        assert asked == 0
+        assert speed_of(children, 1)["data"] == "store"
+    else:
+        assert asked == 2
+        assert "1.0 GiB free, and the decoded images take" in capfd.readouterr().err
+
+
+def test_the_disk_must_hold_validation_images_too(ready: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    decided = choose.decide
+    monkeypatch.setattr(choose, "decide", lambda facts, wish: seen.append(facts) or decided(facts, wish))
+    start(monkeypatch)
+    assert cli.main(TRAIN) == 0
+    assert (seen[0].store_bytes, seen[0].unstored_bytes) == (10 * 96 * 96 * 3, 12 * 96 * 96 * 3)
 
 
 @pytest.mark.parametrize(

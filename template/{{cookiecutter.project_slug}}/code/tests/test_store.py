@@ -15,12 +15,13 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from made_pictures import huge_png
 
 from lab import cli
 from lab.errors import LabError
 from lab.fast import store_build, store_files, store_worker
 from lab.fast.store import Store
-from lab.fast.store_build import build, verify
+from lab.fast.store_build import build, lacking, verify
 from lab.fast.store_decode import Recipe, decode, recipe_of
 from lab.fast.store_files import open_store
 from lab.project import Project
@@ -139,6 +140,24 @@ def test_packed_without_gaps_and_read_only(cache: Path, paths: list[str]) -> Non
 # What changed, and nothing else, is done again
 
 
+def test_what_a_build_would_have_to_do_is_known_before(cache: Path, paths: list[str], tmp_path: Path) -> None:
+    assert lacking(cache, paths, RECIPE) == 40
+    assert not cache.exists()
+    made(cache, paths)
+    assert lacking(cache, paths, RECIPE) == lacking(cache, paths[:7], RECIPE) == 0
+    assert lacking(cache, paths, Recipe(32)) == 40
+    write(Path(paths[5]), 500)
+    new = write(tmp_path / "images" / "new.jpg", 501)
+    assert lacking(cache, [*paths, new], RECIPE) == 2
+    others = [write(tmp_path / "others" / f"other{number}.jpg", 50 + number) for number in range(3)]
+    assert lacking(cache, others, RECIPE) == 3
+
+
+def test_what_an_interrupted_build_has_done_counts(cache: Path, paths: list[str]) -> None:
+    killed(lambda: build(cache, "shapes", paths, RECIPE, 1, lambda done, _: die() if done >= 16 else None))
+    assert lacking(cache, paths, RECIPE) == 24
+
+
 def test_an_unchanged_store_is_only_opened(cache: Path, paths: list[str]) -> None:
     first, heard = made(cache, paths), Heard()
     second = made(cache, paths, heard)
@@ -252,7 +271,7 @@ def test_waste_stays_where_there_is_no_room_for_a_copy(
 
 
 def test_broken_images_are_remembered_and_named(cache: Path, paths: list[str]) -> None:
-    Path(paths[2]).write_bytes(b"no picture")
+    Path(paths[2]).write_bytes(huge_png(30_000, 30_000))
     Path(paths[4]).unlink()
     for total in (40, 0):
         heard = Heard()

@@ -1,13 +1,13 @@
 """`lab tune` on described hosts: what it prescribes, what it leaves out, what it says."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
 
 from lab import cli
 from lab.errors import LabError
-from lab.fast import tune
+from lab.fast import bench_words, tune
 from lab.fast.plan import DEVICE, PLAIN, STORE
 from lab.fast.tune import CACHED, Candidate, Costs, Host
 from lab.project import Project
@@ -17,7 +17,8 @@ FAST = ("channels_last", "loss")
 # 20,000 images of 240 kB, 0.69 MB decoded at 640 pixels
 SERVER = Host(
     cores=16, memory_free=100 * GIB, shm_free=32 * GIB, cache_free=500 * GIB, disk_rate=2e9, cache_rate=2e9,
-    images=20_000, file_bytes=20_000 * 240_000, store_bytes=20_000 * 690_000, imgsz=640, gpus=1, gpu_bytes=80 * GIB,
+    images=20_000, file_bytes=20_000 * 240_000, store_bytes=20_000 * 690_000,
+    unstored_bytes=21_000 * 690_000, imgsz=640, gpus=1, gpu_bytes=80 * GIB,
 )  # fmt: skip
 # one core of upstream makes 45 images a second from files and 280 from memory, one of ours 350; the network takes 1,500
 COSTS = Costs(
@@ -77,13 +78,48 @@ def test_workers_are_counted_for_each_gpu() -> None:
 
 def test_a_slow_disk_that_memory_cannot_hide_is_named() -> None:
     large = replace(SERVER, images=2_000_000, file_bytes=2_000_000 * 240_000, store_bytes=2_000_000 * 690_000)
-    nfs = replace(large, disk_rate=60e6, cache_free=10 * GIB)
+    nfs = replace(large, unstored_bytes=large.store_bytes, disk_rate=60e6, cache_free=10 * GIB)
     found = prescribed(nfs)
     assert found.chosen.candidate.path == PLAIN
     assert found.chosen.limit == "disk"
     assert found.chosen.rate == pytest.approx(60e6 / (4 * 240_000))
     assert "the disk is the limit" in found.sentence
     assert "disk wanted for the store" in found.left_out[STORE]
+
+
+def test_a_full_disk_that_holds_the_store_already_is_no_obstacle() -> None:
+    assert STORE in prescribed(replace(SERVER, cache_free=GIB)).left_out
+    assert STORE not in prescribed(replace(SERVER, cache_free=GIB, unstored_bytes=0)).left_out
+    # the training images alone would fit
+    between = SERVER.store_bytes + (SERVER.unstored_bytes - SERVER.store_bytes) // 2 + GIB
+    assert "disk wanted for the store" in prescribed(replace(SERVER, cache_free=between)).left_out[STORE]
+
+
+def test_a_prediction_that_is_far_off_is_warned_of() -> None:
+    assert tune.doubt(3.1, 3.1) == tune.doubt(2.49, 2.0) == tune.doubt(1.51, 2.0) == ""
+    high, low = tune.doubt(3.0, 2.0), tune.doubt(1.4, 2.0)
+    assert "off by +50 %: 3.00 times as fast as it ships was predicted, 2.00 measured" in high
+    assert "off by -30 %" in low
+    assert "--plain" not in high
+    assert tune.doubt(2.0, 0.9).endswith("`lab train --plain` is faster")
+
+
+def test_what_was_tried_is_said_beside_what_was_predicted(capsys: Any) -> None:
+    found = prescribed(SERVER)
+    said = {
+        "shipped": asdict(found.shipped), "others": [asdict(one) for one in found.others], "left_out": {},
+        "seconds_an_image": {"loading": COSTS.loading, "decode": 0.003}, "sentence": found.sentence,
+        "chosen": asdict(found.chosen), "predicted_on_one_device": 1500.0, "measured_on_one_device": 1000.0,
+        "predicted_gain": 4.17, "measured_gain": 2.5, "warning": tune.doubt(4.17, 2.5), "file": "",
+    }  # fmt: skip
+    bench_words.tell_tuned(said)
+    words = " ".join(capsys.readouterr().out.split())
+    assert "2.50 times as fast as it ships, side by side; predicted were 4.17 times" in words
+    assert "lab: warning: the prediction is off by +67 %" in words
+    bench_words.tell_tuned({**said, "measured_gain": None, "warning": "as it ships was not done in time"})
+    words = " ".join(capsys.readouterr().out.split())
+    assert "side by side" not in words
+    assert "lab: warning: as it ships was not done in time" in words
 
 
 def test_a_slow_disk_is_left_behind_where_a_fast_one_has_room() -> None:
@@ -170,7 +206,7 @@ def test_nothing_prescribed_exceeds_the_host() -> None:
                     assert one.workers <= max(tune.workers_that_fit(host, one.batch), 0)
                     assert one.workers <= cores
                     assert one.path != CACHED or host.store_bytes * 1.5 <= host.memory_free
-                    assert one.path not in (STORE, DEVICE) or host.store_bytes < host.cache_free
+                    assert one.path not in (STORE, DEVICE) or host.unstored_bytes < host.cache_free
 
 
 def test_the_settings_are_train_options_and_a_speed() -> None:

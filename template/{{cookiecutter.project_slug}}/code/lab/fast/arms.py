@@ -28,8 +28,10 @@ from lab.project import Project
 ROUNDS = 5  # enough for a median that one disturbance does not move
 SHORTEST, LONGEST = 1.0, 10.0  # seconds of a turn
 COMPILED = 2 * (trial.WARM + trial.STEPS) + 2  # batches after which a step that is compiled has settled
+PATIENCE = 2 / 3  # of the time that is left: so much a single arm may take before it has been measured once
 SAID = 2000  # characters of a child's own words that an error shows
 Show = Callable[[str], None]  # told what is being done
+Keep = Callable[["list[Measured]"], None]  # told what has been measured so far
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ class Measured:
     turns: list[Turn] = field(default_factory=list)
     idle_share: float | None = None  # of the time no kernel ran; None where that was not measured
     prepared: float = 0.0  # seconds from its start until it was ready
+    failure: str = ""  # why there are no figures of it
 
 
 class Late(LabError):
@@ -148,7 +151,8 @@ def ready(
 ) -> Iterator[tuple[list[Running], list[Measured]]]:
     """Start all arms and wait until they are ready; whatever happens, none outlives the block.
 
-    Of ultralytics the first one alone: it would choke on a cache of labels that another is just writing.
+    Yields a process for each arm that is ready, in their order, and what is known of each arm, failures too. Of
+    ultralytics the first one alone: it would choke on a cache of labels that another is just writing.
     """
     careful = any(arm.payload["turns"].get("engine") == "yolov5u" for arm in arms)
     running: list[Running] = []
@@ -160,11 +164,15 @@ def ready(
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
         for group in (arms[:1], arms[1:]) if careful else (arms,):
-            running += [Running(arm, project, place / arm.name.replace(" ", "-")) for arm in group]
-            for each in running[len(measured) :]:
+            for arm in group:
+                running.append(Running(arm, project, place / arm.name.replace(" ", "-")))
+            for each in running[-len(group) :] if group else ():
                 show(f"{each.arm.name} gets ready")
-                said = each.answer(until)
-                measured.append(Measured(each.arm, said, prepared=time.monotonic() - each.begun))
+                one = Measured(each.arm, {})
+                measured.append(one)
+                with _alone(each, one, running):
+                    one.facts = each.answer(_patience(until))
+                    one.prepared = time.monotonic() - each.begun
         for each in running:
             os.killpg(each.process.pid, signal.SIGSTOP)
         yield running, measured
@@ -175,59 +183,95 @@ def ready(
             signal.signal(number, handler)
 
 
+@contextlib.contextmanager
+def _alone(each: Running, one: Measured, running: list[Running]) -> Iterator[None]:
+    """What goes wrong within ends this arm and no other: it leaves `running`, and `one` says why."""
+    try:
+        yield
+    except LabError as error:
+        if not (isinstance(error, Late) and one.turns):  # the time is over; what it has done counts
+            one.failure = error.sentence
+        running.remove(each)
+        each.end()
+
+
+def _patience(until: float) -> float:
+    now = time.monotonic()
+    return now + PATIENCE * max(0.0, until - now)
+
+
+def require(measured: Sequence[Measured]) -> None:
+    """Raises LabError with the first failure there is."""
+    for one in measured:
+        if one.failure:
+            raise LabError(one.failure, FAILED)
+
+
 def alternate(
-    arms: Sequence[Arm], project: Project, place: Path, until: float, profiled: int = 0, show: Show = lambda _: None
-) -> list[Measured]:
+    arms: Sequence[Arm], project: Project, place: Path, until: float, profiled: int = 0, show: Show = lambda _: None,
+    keep: Keep = lambda _: None,
+) -> list[Measured]:  # fmt: skip
     """Let the arms take turns until `until` (monotonic seconds), at most ROUNDS times; in the order given.
 
     The device's idle share is measured over `profiled` batches of each, after the turns, where there is time and a GPU.
-    Raises LabError when an arm fails; Late when there was no time for a single round.
+    An arm that dies, or takes more than PATIENCE of the time before it has had a turn, has its failure in what is
+    returned, and the others go on. `keep` is called whenever there is more to know.
     """
     with ready(arms, project, place, until, show) as (running, measured):
-        on_gpu = any(each.facts["device"] != "cpu" for each in measured)
+        keep(measured)
+        on_gpu = any(each.facts.get("device", "cpu") != "cpu" for each in measured)
         end = until - (0.15 * max(0.0, until - time.monotonic()) if profiled and on_gpu else 0.0)
-        _rounds(running, measured, end, show)
+        _rounds(running, measured, end, show, keep)
         if profiled and on_gpu:
             _profile(running, measured, profiled, until, show)
+            keep(measured)
     return measured
 
 
-def _rounds(running: list[Running], measured: list[Measured], until: float, show: Show) -> None:
-    # the first turn of each compiles, finds its fastest kernels, fills its queues: it is not counted
-    for each in running:
+def _rounds(running: list[Running], measured: list[Measured], until: float, show: Show, keep: Keep) -> None:
+    of = {one.arm.name: one for one in measured}
+    # the first turn of each compiles, finds its fastest kernels, fills its queues: it is not counted; what compiles
+    # comes last, because it takes longest
+    for each in sorted(running, key=lambda each: compiles(each.arm)):
         show(f"{each.arm.name} warms up")
-        on = each.arm.payload.get("speed", {}).get("switches", ())
-        each.ask({"do": "go", "seconds": SHORTEST, "skip": COMPILED if "compile" in on else 0}, until)
+        order = {"do": "go", "seconds": SHORTEST, "skip": COMPILED if compiles(each.arm) else 0}
+        with _alone(each, of[each.arm.name], running):
+            each.ask(order, _patience(until))
     for number in range(ROUNDS):
         left = until - time.monotonic()
-        turn = min(LONGEST, max(SHORTEST, left / ((ROUNDS - number) * len(running)) - SHORTEST / 2))
+        turn = min(LONGEST, max(SHORTEST, left / ((ROUNDS - number) * max(1, len(running))) - SHORTEST / 2))
         begun = time.monotonic()
-        taken: list[Turn] = []
-        for each in running:
+        for each in list(running):
+            if number and time.monotonic() >= until:
+                return
             show(f"round {number + 1} of {ROUNDS}: {each.arm.name}")
-            try:
-                said = each.ask({"do": "go", "seconds": turn}, until)
-            except Late:
-                if number == 0:
-                    raise
-                return  # whole rounds only, or the arms would not be measured alike
-            taken.append(
-                Turn(
-                    said["images"], said["batches"], said["seconds"], said["waited"], said["processor_seconds"],
-                    said["device_bytes"],
-                )
-            )  # fmt: skip
-        for one, turn_taken in zip(measured, taken, strict=True):
-            one.turns.append(turn_taken)
-        if until - time.monotonic() < (time.monotonic() - begun) * 0.5 and number + 1 < ROUNDS:
+            one = of[each.arm.name]
+            with _alone(each, one, running):
+                one.turns.append(_turn(each, turn, until if number else _patience(until)))
+            keep(measured)
+        if not running or (until - time.monotonic() < (time.monotonic() - begun) * 0.5 and number + 1 < ROUNDS):
             return
 
 
+def compiles(arm: Arm) -> bool:
+    """Whether its first steps take as long as torch.compile does."""
+    return "compile" in arm.payload.get("speed", {}).get("switches", ())
+
+
+def _turn(each: Running, seconds: float, until: float) -> Turn:
+    said = each.ask({"do": "go", "seconds": seconds}, until)
+    return Turn(
+        said["images"], said["batches"], said["seconds"], said["waited"], said["processor_seconds"],
+        said["device_bytes"],
+    )  # fmt: skip
+
+
 def _profile(running: list[Running], measured: list[Measured], batches: int, until: float, show: Show) -> None:
-    for each, one in zip(running, measured, strict=True):
+    of = {one.arm.name: one for one in measured}
+    for each in running:
         show(f"kernels of {each.arm.name}")
         order = {"do": "profile", "batches": batches, "trace": str(each.place / "trace.json")}
         try:
-            one.idle_share = each.ask(order, until)["idle_share"]
+            of[each.arm.name].idle_share = each.ask(order, until)["idle_share"]
         except Late:
             return

@@ -120,21 +120,15 @@ class Scene:
 @contextlib.contextmanager
 def scene(wish: Wish, project: Project, show: arms.Show) -> Iterator[Scene]:
     """Make what the arms need; take it away afterwards. The store is in there too."""
-    with tempfile.TemporaryDirectory(prefix="lab-bench-") as scratch:
-        place, cache = Path(scratch), os.environ.get("CACHE_DIR")
+    with tempfile.TemporaryDirectory(prefix="lab-bench-") as name:
+        place = Path(name)
         named = _sample(wish, place, project) if wish.data else bench_data.make_for(wish.batch, place / "data", show)
         found = data.open_dataset(str(named), project)
-        try:
-            os.environ["CACHE_DIR"] = str(place / "cache")
-            made = Scene(wish, project, place, data.write_absolute(found, place), found)
-            show("ours gets its store, where it takes one")
-            begun = time.monotonic()
-            yield replace(made, speed=ours(made), store_seconds=time.monotonic() - begun)
-        finally:
-            if cache is not None:
-                os.environ["CACHE_DIR"] = cache
-            else:
-                os.environ.pop("CACHE_DIR", None)
+        aside = replace(project, scratch=place / "cache")
+        made = Scene(wish, aside, place, data.write_absolute(found, place), found)
+        show("ours gets its store, where it takes one")
+        begun = time.monotonic()
+        yield replace(made, speed=ours(made), store_seconds=time.monotonic() - begun)
 
 
 def _sample(wish: Wish, place: Path, project: Project) -> Path:
@@ -212,19 +206,28 @@ def on_its_own_data(speed: dict[str, Any], switches: Sequence[str]) -> dict[str,
     return {**speed, "data": plan.PLAIN, "stores": {}, "resident_bytes": 0, "switches": list(switches)}
 
 
-def three(scene: Scene) -> list[Arm]:
+@dataclass(frozen=True)
+class Comparison:
+    """What is measured beside each other, and what could be but is not, with the reason."""
+
+    arms: list[Arm]
+    left_out: dict[str, str] = field(default_factory=dict)
+
+
+def three(scene: Scene) -> Comparison:
     """The arms of `lab bench`."""
     speed = scene.speed
     on = ", ".join(speed["switches"]) or "the engine's own step"
     fixed = on_its_own_data(speed, speed["switches"])
-    return [
+    made = [
         arm(scene, CEILING, "the step of ours on one batch that lies on the device", turns.FIXED, fixed, workers=0),
         arm(scene, UPSTREAM, f"{scene.wish.engine} as it ships", turns.OWN, {}, **upstreams_workers(scene.wish)),
         arm(scene, OURS, f"{speed['data']} images; {on}", turns.OWN, speed, **ours_workers(scene.wish)),
     ]
+    return Comparison(made)
 
 
-def loaders(scene: Scene, with_store: bool = True) -> list[Arm]:
+def loaders(scene: Scene, with_store: bool = True) -> Comparison:
     """The arms of `lab bench --loader`: no worker processes, so that all the work is in one processor's time."""
     name = scene.wish.engine
     made = [
@@ -234,78 +237,139 @@ def loaders(scene: Scene, with_store: bool = True) -> list[Arm]:
     for path in (plan.STORE, plan.DEVICE) if with_store else ():
         if path == plan.STORE or choose.device_kind(scene.wish.device) == switches.CUDA:
             made.append(arm(scene, path, f"ours, --with {path}", turns.ALONE, ours(scene, path), workers=0))
-    return made
+    return Comparison(made)
 
 
-def each_switch(scene: Scene) -> list[Arm]:
+def each_switch(scene: Scene) -> Comparison:
     """The arms of `lab bench --switches`: the step on a fixed batch, with nothing, and with each technique alone.
 
-    torch.compile only where there are COMPILING seconds.
+    torch.compile only where there are COMPILING seconds: the compiler alone would take the others' time.
     """
     engine, device = scene.wish.engine, choose.device_kind(scene.wish.device)
+    left_out: dict[str, str] = {}
     made = [arm(scene, "none", "the engine's own step", turns.FIXED, {}, workers=0)]
     for switch in switches.SWITCHES:
         if not switches.works(switch, engine, device):
             continue
         if switch.name == "compile" and scene.wish.seconds < COMPILING:
-            continue  # the compiler alone would take the others' time
+            left_out[switch.name] = f"the compiler takes a minute or two: give --seconds {COMPILING:g} or more"
+            continue
         alone = replace(scene.wish, speed=plan.Wish(with_=(switch.name,), without=_all_but(switch.name)))
         try:
             speed = on_its_own_data(ours(replace(scene, wish=alone)), [switch.name])
-        except LabError:
-            continue  # not on this host: no compiler, no bfloat16
+        except LabError as error:  # not on this host: no compiler, no bfloat16
+            left_out[switch.name] = error.sentence
+            continue
         made.append(arm(scene, switch.name, switch.does, turns.FIXED, speed, workers=0))
-    return made
+    return Comparison(made, left_out)
 
 
 def _all_but(name: str) -> tuple[str, ...]:
     return (*(other for other in switches.NAMES if other != name), *switches.DATA_PATHS)
 
 
-def measure(wish: Wish, project: Project, which: Callable[[Scene], list[Arm]], show: arms.Show) -> dict[str, Any]:
+Keep = Callable[[dict[str, Any]], None]  # given the record of what has been measured so far
+
+
+def measure(
+    wish: Wish, project: Project, which: Callable[[Scene], Comparison], show: arms.Show, keep: Keep = lambda _: None
+) -> dict[str, Any]:
     """Measure the arms that `which` makes, within `wish.seconds` in all; what is said of them, ready for JSON.
 
-    Raises LabError.
+    An arm that fails, or is too slow, costs only itself. `keep` is called whenever there is more to keep. Raises
+    LabError when nothing can be measured.
     """
     wish = require(wish, project)
     until = time.monotonic() + wish.seconds
     with scene(wish, project, show) as made:
-        return said(made, taken(made, which(made), until, show))
+        wanted, where = which(made), host()
+
+        def so_far(groups: Sequence[Sequence[Measured]]) -> None:
+            if any(measured(one) for group in groups for one in group):
+                keep(said(made, where, groups, wanted.left_out, complete=False))
+
+        groups = taken(made, wanted.arms, until, show, so_far)
+        if not any(measured(one) for group in groups for one in group):
+            arms.require([one for group in groups for one in group])
+        found = said(made, where, groups, wanted.left_out, complete=True)
+    keep(found)
+    return found
 
 
-def taken(scene: Scene, wanted: Sequence[Arm], until: float, show: arms.Show) -> list[list[Measured]]:
-    """The turns of `wanted`, in groups of at most TOGETHER, each beginning with the first arm. Raises LabError."""
+def taken(
+    scene: Scene, wanted: Sequence[Arm], until: float, show: arms.Show,
+    keep: Callable[[Sequence[Sequence[Measured]]], None] = lambda _: None,
+) -> list[list[Measured]]:  # fmt: skip
+    """The turns of `wanted`, in groups of at most TOGETHER, each beginning with the first arm; failures are in them.
+
+    A group that compiles has twice the time of another.
+    """
     first, *others = wanted
     groups = [others[start : start + TOGETHER - 1] for start in range(0, len(others), TOGETHER - 1)] or [[]]
+    weights = [2 if any(map(arms.compiles, group)) else 1 for group in groups]
     done: list[list[Measured]] = []
     for number, group in enumerate(groups):
         now = time.monotonic()
-        end = now + (until - now) / (len(groups) - number)
+        end = now + (until - now) * weights[number] / sum(weights[number:])
         place = scene.place / f"arms-{time.monotonic_ns()}"
-        done.append(arms.alternate([first, *group], scene.project, place, end, PROFILED, show))
+        done.append(
+            arms.alternate([first, *group], scene.project, place, end, PROFILED, show, lambda some: keep([*done, some]))
+        )
     return done
 
 
-def said(scene: Scene, groups: Sequence[Sequence[Measured]]) -> dict[str, Any]:
-    """The record of a measurement: when, on what, with which versions and options, and the figures."""
-    everyone = [groups[0][0], *(one for group in groups for one in group[1:])]
-    gpus = telemetry.ask_gpus(("name", "compute_cap", "memory.total", "uuid", "driver_version")) or []
-    host = record.host(gpus)
-    for gpu in host["gpus"]:
-        del gpu["uuid"]  # of no use to a reader of a benchmark
+def measured(one: Measured) -> bool:
+    """Whether there are figures of an arm."""
+    return bool(one.turns) and not one.failure
+
+
+def said(
+    scene: Scene, where: dict[str, Any], groups: Sequence[Sequence[Measured]], left_out: dict[str, str], complete: bool
+) -> dict[str, Any]:
+    """The record of a measurement: when, on what, with which versions and options, and the figures.
+
+    At least one arm has figures. The first arm of the groups is one and the same, and counts where it was measured.
+    """
+    groups = [whole_rounds(group) for group in groups]
+    found: dict[str, Measured] = {}
+    for one in (one for group in groups for one in group):
+        known = found.get(one.arm.name)
+        if known is None or (measured(one) and not measured(known)):
+            found[one.arm.name] = one
+    everyone = [one for one in found.values() if measured(one)]
     return {
         "date": record.now(),
-        "host": {**host, "processor": processor(), "shm_bytes": _shm()},
+        "complete": complete,
+        **where,
         "device": everyone[0].facts,
-        "versions": {**record.versions(), "driver": gpus[0].get("driver_version") if gpus else None,
-                     "yolov5": upstream.COMMIT[:8]},
         "options": {key: value for key, value in asdict(scene.wish).items() if value not in ("", None)},
         "ours": scene.speed,
         "pictures": training_plan.count(scene.pictures, "train"),
         "store_seconds": scene.store_seconds,
         "arms": [asdict(figures(one)) for one in everyone],
+        "failed": {one.arm.name: one.failure for one in found.values() if one.failure and not measured(one)},
+        "left_out": left_out,
         "ratios": ratios(groups),
+    }
+
+
+def host() -> dict[str, Any]:
+    """The machine and the versions, for the record; it asks nvidia-smi."""
+    gpus = telemetry.ask_gpus(("name", "compute_cap", "memory.total", "uuid", "driver_version")) or []
+    about = record.host(gpus)
+    for gpu in about["gpus"]:
+        del gpu["uuid"]  # of no use to a reader of a benchmark
+    return {
+        "host": {**about, "processor": processor(), "shm_bytes": _shm()},
+        "versions": {**record.versions(), "driver": gpus[0].get("driver_version") if gpus else None,
+                     "yolov5": upstream.COMMIT[:8]},
     }  # fmt: skip
+
+
+def whole_rounds(group: Sequence[Measured]) -> list[Measured]:
+    """A group of which each arm has had as many turns as any other, or none."""
+    rounds = min((len(one.turns) for one in group if measured(one)), default=0)
+    return [replace(one, turns=one.turns[:rounds]) for one in group]
 
 
 def figures(one: Measured) -> Figures:
@@ -334,8 +398,9 @@ def ratios(groups: Sequence[Sequence[Measured]]) -> dict[str, float]:
     """
     found: dict[str, float] = {}
     for group in groups:
-        for number, one in enumerate(group):
-            for other in group[:number]:
+        there = [one for one in group if measured(one)]
+        for number, one in enumerate(there):
+            for other in there[:number]:
                 pairs = zip(one.turns, other.turns, strict=True)
                 found[f"{one.arm.name}/{other.arm.name}"] = statistics.median(
                     _rate(mine, one) / _rate(its, other) for mine, its in pairs

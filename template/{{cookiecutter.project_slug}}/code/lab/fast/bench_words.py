@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 WIDE = 160  # columns
+LONG = 300  # characters of a failure
 
 
 def tell(measured: dict[str, Any], against: tuple[str, ...]) -> None:
@@ -33,8 +34,23 @@ def tell(measured: dict[str, Any], against: tuple[str, ...]) -> None:
         cells += [percent(row["waiting"])] * waiting + [percent(row["idle"])] * idle
         cells += [_ratio(measured["ratios"], row["name"], name) for name in columns]
         table.add_row(*cells, row["about"])
+    for kind, words in (("failed", "failed"), ("left_out", "not measured")):
+        for name, why in measured[kind].items():
+            table.add_row(name, *[""] * (len(table.columns) - 2), f"{words}: {_short(why)}")
     console.print(table)
     console.print(place(measured), highlight=False)
+
+
+def failed(measured: dict[str, Any]) -> str:
+    """Which arms have no figures, and why the first has none."""
+    names = list(measured["failed"])
+    return f"no figures of {', '.join(names)}: {_short(measured['failed'][names[0]])}"
+
+
+def _short(why: str) -> str:
+    """A failure in one line; of a long one, such as a traceback, the end."""
+    line = " ".join(why.split())
+    return line if len(line) <= LONG else f"… {line[-LONG:]}"
 
 
 def _console() -> Console:
@@ -87,7 +103,7 @@ def tell_tuned(said: dict[str, Any]) -> None:
         table.add_row(words + way(one["candidate"]), *cells, rate(one["rate"]))
     console.print(table)
     for what, why in said["left_out"].items():
-        console.print(f"lab: left out, {what}: {why}", highlight=False)
+        console.print(f"lab: left out, {what}: {_short(why)}", highlight=False)
     loading = ", ".join(f"{path} {1000 * cost:.1f}" for path, cost in costs["loading"].items())
     console.print(
         f"lab: milliseconds of a processor an image: decode {1000 * costs['decode']:.1f}; loading {loading}",
@@ -100,6 +116,14 @@ def tell_tuned(said: dict[str, Any]) -> None:
         f"{rate(measured)} ({100 * (predicted / measured - 1):+.0f} %)",
         highlight=False,
     )
+    if said["measured_gain"]:
+        console.print(
+            f"lab: that is {said['measured_gain']:.2f} times as fast as it ships, side by side; predicted were "
+            f"{said['predicted_gain']:.2f} times",
+            highlight=False,
+        )
+    if said["warning"]:
+        console.print(f"lab: warning: {_short(said['warning'])}", highlight=False)
     if said["file"]:
         console.print(f"lab: kept in {said['file']}; `lab train --tuned` uses it", highlight=False)
 

@@ -20,7 +20,7 @@ from lab import devices, plan, telemetry
 from lab.engines import Prepared
 from lab.errors import LabError
 from lab.fast import switches, tuned
-from lab.fast.plan import PLAIN, Facts, Speed, Wish, decide, fitting, sentence
+from lab.fast.plan import MARGIN, PLAIN, Facts, Speed, Wish, decide, fitting, require_consistent, sentence
 from lab.job import Job, say
 from lab.options import Request
 from lab.project import Project
@@ -37,15 +37,20 @@ def device_kind(device: str) -> str:
     return switches.CUDA if device or devices.gpu_nodes() else switches.CPU
 
 
-def wish(request: Request, settings: tuned.Settings | None) -> Wish:
-    """What the command line asks for. Raises LabError for a name that is unknown."""
-    return Wish(
+def wish(request: Request) -> Wish:
+    """What the command line asks for; with --tuned, before its settings are read.
+
+    Raises LabError for a name that is unknown, and for words that contradict each other.
+    """
+    asked = Wish(
         plain=bool(request.get("plain")),
         with_=switches.words("--with", request.given["with"]) if "with" in request.given else (),
         without=switches.words("--without", request.given["without"]) if "without" in request.given else (),
         val_period=request.get("val_period"),
-        tuned=settings.speed if settings else None,
+        tuned={} if request.get("tuned") else None,
     )
+    require_consistent(asked)
+    return asked
 
 
 def key(project: Project, engine: str, model: str, dataset: data.Dataset, imgsz: int, device: str) -> tuned.Key:
@@ -96,7 +101,7 @@ def _store(job: Job, dataset: data.Dataset, split: str, imgsz: int) -> str | Non
     from lab.fast.store_decode import recipe_of  # noqa: PLC0415
     from lab.fast.store_files import cache_directory  # noqa: PLC0415
 
-    paths = [entry.path for entry in data.entries(dataset) if entry.split == split]
+    paths = _paths(dataset, split)
     if not paths:
         return None
     recipe = recipe_of(job.engine.name, imgsz, split == "train")
@@ -104,6 +109,10 @@ def _store(job: Job, dataset: data.Dataset, split: str, imgsz: int) -> str | Non
     with _progress(split) as progress:
         store = build(cache, dataset.file.parent.name, paths, recipe, progress=progress)
     return str(store.directory)
+
+
+def _paths(dataset: data.Dataset, split: str) -> list[str]:
+    return [entry.path for entry in data.entries(dataset) if entry.split == split]
 
 
 @contextlib.contextmanager
@@ -145,16 +154,19 @@ def gather(job: Job, prepared: Prepared, dataset: data.Dataset, seen: plan.Facts
     options = prepared.options
     kind = device_kind(seen.device)
     hyp = _hyp(options.get("hyp"))
-    images = {split: number for split, number in seen.images.items() if split == "train"}
-    place = _existing(job.project.cache)
+    need = {
+        split: plan.cache_bytes(dataset, {split: number}, "ram", seen.imgsz) for split, number in seen.images.items()
+    }
+    free = shutil.disk_usage(_existing(job.project.cache)).free
     return Facts(
         engine=job.engine.name,
         device=kind,
         options=options,
         hyp=hyp,
-        store_bytes=plan.cache_bytes(dataset, images, "ram", seen.imgsz),
+        store_bytes=need["train"],
+        unstored_bytes=_unstored(job, dataset, seen.imgsz, need, free),
         cache=job.project.show(job.project.cache),
-        cache_free=shutil.disk_usage(place).free,
+        cache_free=free,
         memory_free=seen.memory_free,
         gpu_left=_gpu_left(seen),
         bf16="bf16" not in wanted.with_ or kind != switches.CUDA or _bf16(),
@@ -162,6 +174,21 @@ def gather(job: Job, prepared: Prepared, dataset: data.Dataset, seen: plan.Facts
         polygons=float(hyp.get("copy_paste") or 0) > 0 and _polygons(dataset),
         albumentations=importlib.util.find_spec("albumentations") is not None,
     )
+
+
+def _unstored(job: Job, dataset: data.Dataset, imgsz: int, need: dict[str, int], free: int) -> int:
+    """Bytes that the stores would grow by; what they hold is only looked up where not all would fit anew."""
+    if sum(need.values()) + MARGIN <= free:
+        return sum(need.values())
+    from lab.fast.store_build import lacking  # noqa: PLC0415  OpenCV
+    from lab.fast.store_decode import recipe_of  # noqa: PLC0415
+
+    total = 0.0
+    for split, size in need.items():
+        paths = _paths(dataset, split)
+        recipe = recipe_of(job.engine.name, imgsz, split == "train")
+        total += size * lacking(job.project.cache, paths, recipe) / max(1, len(paths))
+    return math.ceil(total)
 
 
 def _existing(place: Path) -> Path:

@@ -27,7 +27,7 @@ class Facts:
     options: dict[str, Any] = field(default_factory=dict)
     hyp: dict[str, Any] = field(default_factory=dict)  # of the --hyp file; {} means the engine's own, plain ones
     store_bytes: int = 0  # of the training images, decoded, at the size of the training
-    stored: bool = False  # a store of them is there already
+    unstored_bytes: int = 0  # of the training and validation images, what the stores do not hold yet
     cache: str = ""  # where stores lie
     cache_free: int = 0
     memory_free: int | None = None
@@ -69,15 +69,10 @@ class Speed:
 
 def decide(facts: Facts, wish: Wish) -> Speed:
     """Raises LabError when what was asked for contradicts itself, or cannot be had here."""
+    require_consistent(wish)
     period = _val_period(facts, wish)
     if wish.plain:
-        for option, given in (("--with", wish.with_), ("--without", wish.without), ("--tuned", wish.tuned)):
-            if given:
-                raise LabError(f"--plain is the engine's own way in everything: leave out --plain or {option}")
         return Speed(val_period=period, reasons=("--plain: images and step are the engine's own",))
-    twice = next((name for name in wish.with_ if name in wish.without), None)
-    if twice:
-        raise LabError(f"{twice} is named by --with and by --without: leave it out of one")
     if "evolve" in facts.options:
         if wish.with_:
             raise LabError("--evolve trains the engine's own way: leave out --with")
@@ -99,6 +94,21 @@ def decide(facts: Facts, wish: Wish) -> Speed:
     )
 
 
+def require_consistent(wish: Wish) -> None:
+    """Raises LabError for words that contradict each other, whatever the facts are."""
+    if wish.plain:
+        for option, given in (("--with", wish.with_), ("--without", wish.without), ("--tuned", wish.tuned is not None)):
+            if given:
+                raise LabError(f"--plain is the engine's own way in everything: leave out --plain or {option}")
+    twice = next((name for name in wish.with_ if name in wish.without), None)
+    if twice:
+        raise LabError(f"{twice} is named by --with and by --without: leave it out of one")
+    if DEVICE in wish.with_ and STORE in wish.without:
+        raise LabError("--with device reads from the store: leave out --without store")
+    if wish.val_period is not None and wish.val_period < 1:
+        raise LabError(f"--val-period {wish.val_period}: give 1 or more epochs")
+
+
 def fitting(speed: Speed, engine: str, device: str) -> Speed:
     """`speed` without what this kind of device cannot do; for a run that goes on somewhere else."""
     kept = tuple(name for name in speed.switches if switches.works(switches.named(name), engine, device))
@@ -115,8 +125,6 @@ def _val_period(facts: Facts, wish: Wish) -> int:
     period = wish.val_period
     if period is None:
         return int((wish.tuned or {}).get("val_period", 1))
-    if period < 1:
-        raise LabError(f"--val-period {period}: give 1 or more epochs")
     if period > 1 and facts.options.get("noval"):
         raise LabError("--noval validates after the last epoch only: leave out --noval or --val-period")
     return period
@@ -190,8 +198,6 @@ def _data(facts: Facts, wish: Wish) -> tuple[str, str]:
     """The path of the images and the reason for it."""
     asked = next((path for path in (DEVICE, STORE) if path in wish.with_), None)
     without = [path for path in (STORE, DEVICE) if path in wish.without]
-    if asked == DEVICE and STORE in without:
-        raise LabError("--with device reads from the store: leave out --without store")
     gpu = facts.device == CUDA
     if asked == DEVICE and not gpu:
         raise LabError("--with device paints pictures on a GPU, and none is used: give --with store")
@@ -216,10 +222,10 @@ def _data(facts: Facts, wish: Wish) -> tuple[str, str]:
 
 
 def _no_room(facts: Facts) -> str:
-    if facts.stored or facts.store_bytes + MARGIN <= facts.cache_free:
+    if not facts.unstored_bytes or facts.unstored_bytes + MARGIN <= facts.cache_free:
         return ""
     return (
-        f"{facts.cache} has {_gib(facts.cache_free)} free, and the decoded images take {_gib(facts.store_bytes)}: "
+        f"{facts.cache} has {_gib(facts.cache_free)} free, and the decoded images take {_gib(facts.unstored_bytes)}: "
         "CACHE_DIR in .env names a larger disk"
     )
 

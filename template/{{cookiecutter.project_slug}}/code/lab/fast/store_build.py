@@ -33,7 +33,6 @@ from lab.fast.store_worker import SAME, Work, fill, start
 from lab.limits import MEBIBYTE, processors
 
 CHUNK = 16  # images a task: a tenth of a second of decoding, and what a kill costs each worker
-WORTH_TORCH = 1000  # images to decode from which torch's import (seconds) is repaid by its JPEG decoder
 HEADROOM = 64 * MEBIBYTE  # left free on the disk
 WASTE = 1 / 3  # of the pixel file: beyond it the file is written anew
 MOST_WORKERS = 64
@@ -108,37 +107,56 @@ def stamps_of(paths: Sequence[str]) -> Any:
     return np.fromiter(flat, np.int64).reshape(-1, 2)
 
 
+def lacking(cache: Path, paths: Sequence[str], recipe: Recipe) -> int:
+    """How many of the images at `paths` a build would have to decode; nothing is made, and nothing waited for."""
+    wanted = Paths.of(sorted(set(paths)))
+    stamps = stamps_of(wanted)
+    directory = _sharing(files.home(cache), wanted, stamps, recipe)
+    index = None if directory is None else _newest(directory)
+    if directory is None or index is None:
+        return len(wanted)
+    if index.build:
+        index, _ = files.replay(index, directory / files.JOURNAL)
+    return int((~_up_to_date(index, wanted, stamps)).sum())
+
+
 def _choose(cache: Path, label: str, wanted: Paths, stamps: Any, recipe: Recipe) -> Path:
-    """The directory of the store that these images belong to, by content: the one that shares most of them.
+    """The directory of the store that these images belong to; made when there is none."""
+    place = files.home(cache)
+    place.mkdir(parents=True, exist_ok=True)
+    with files.locked(place / ".choose.lock"):
+        found = _sharing(place, wanted, stamps, recipe)
+        if found is None:
+            plain = re.sub(r"[^A-Za-z0-9_]+", "_", label).strip("_") or "data"
+            found = place / f"{plain}-{recipe.name}-{secrets.token_hex(3)}"
+            found.mkdir()
+            (found / files.IN_USE).touch()
+            entries = _entries(len(wanted))
+            entries["size"] = stamps[:, 0]  # so that a second run finds this store while the first is building it
+            files.write_index(found / files.BUILDING, Index(recipe, 1, "pixels-000001", 0, wanted, entries))
+        return found
+
+
+def _sharing(place: Path, wanted: Paths, stamps: Any, recipe: Recipe) -> Path | None:
+    """The directory of the store that shares most of these images by content; None when none has half of them.
 
     Files count as the same by name and size, so a data set that was moved or split anew finds its store, and another
     one at the same path does not.
     """
-    place = files.home(cache)
-    place.mkdir(parents=True, exist_ok=True)
     ours: set[tuple[str, int]] | None = None
     best, shared = None, 0
-    with files.locked(place / ".choose.lock"):
-        for directory in sorted(place.glob(f"[!.]*-{recipe.name}-*/")):
-            index = _newest(directory)
-            if index is None or index.recipe != recipe:
-                continue
-            if index.paths.blob == wanted.blob and (index.entries["size"] == stamps[:, 0]).mean() >= 1 / 2:
-                return directory
-            ours = ours or _names(wanted, stamps[:, 0])
-            theirs = _names(index.paths, index.entries["size"])
-            common = len(ours & theirs)
-            if 2 * common >= min(len(ours), len(theirs)) and common > shared:
-                best, shared = directory, common
-        if best is None:
-            plain = re.sub(r"[^A-Za-z0-9_]+", "_", label).strip("_") or "data"
-            best = place / f"{plain}-{recipe.name}-{secrets.token_hex(3)}"
-            best.mkdir()
-            (best / files.IN_USE).touch()
-            entries = _entries(len(wanted))
-            entries["size"] = stamps[:, 0]  # so that a second run finds this store while the first is building it
-            files.write_index(best / files.BUILDING, Index(recipe, 1, "pixels-000001", 0, wanted, entries))
-        return best
+    for directory in sorted(place.glob(f"[!.]*-{recipe.name}-*/")):
+        index = _newest(directory)
+        if index is None or index.recipe != recipe:
+            continue
+        if index.paths.blob == wanted.blob and (index.entries["size"] == stamps[:, 0]).mean() >= 1 / 2:
+            return directory
+        ours = ours or _names(wanted, stamps[:, 0])
+        theirs = _names(index.paths, index.entries["size"])
+        common = len(ours & theirs)
+        if 2 * common >= min(len(ours), len(theirs)) and common > shared:
+            best, shared = directory, common
+    return best
 
 
 def _names(paths: Paths, sizes: Any) -> set[tuple[str, int]]:
@@ -165,12 +183,19 @@ def _unchanged(directory: Path, wanted: Paths, stamps: Any) -> Index | None:
     index = None if file is None else files.read_index(file)
     if index is None:
         return None
+    return (
+        index
+        if _up_to_date(index, wanted, stamps).all() and not files.bad_rows(directory, index, sample=files.SAMPLE).size
+        else None
+    )
+
+
+def _up_to_date(index: Index, wanted: Paths, stamps: Any) -> Any:
+    """bool: whether each of `wanted` is in `index` as its file is now."""
     rows = _rows(index.paths, wanted)
-    if (rows < 0).any():
-        return None
     entries = index.entries[rows]
     same = (entries["size"] == stamps[:, 0]) & (entries["mtime"] == stamps[:, 1]) & (entries["state"] != WAITING)
-    return index if same.all() and not files.bad_rows(directory, index, sample=files.SAMPLE).size else None
+    return same & (rows >= 0)
 
 
 def _rows(paths: Paths, wanted: Paths) -> Any:
@@ -312,7 +337,7 @@ def _carry_out(
     before = {row for row in todo.tolist() if goal.entries["state"][row] == STORED}
     _require_room(directory, goal.recipe, [path for row, path in tasks if row not in before])
     entries = goal.entries.copy()
-    work = Work(pixels, goal.recipe, set(by_digest), _swift(len(tasks)))
+    work = Work(pixels, goal.recipe, set(by_digest))
     done = 0
     try:
         with (directory / files.JOURNAL).open("wb", buffering=0) as journal:
@@ -358,17 +383,6 @@ def _place(entry: Any, by_digest: dict[bytes, Any]) -> None:
     for name in ("offset", "height", "width", "full_height", "full_width", "crc"):
         entry[name] = first[name]
     entry["state"] = STORED
-
-
-def _swift(count: int) -> bool:
-    """Whether to decode JPEGs with torchvision; where it is, and where it pays."""
-    if "torchvision" not in sys.modules and count < WORTH_TORCH:
-        return False
-    try:
-        import torchvision.io  # noqa: F401, PLC0415  before the workers are forked, so that they share it
-    except ImportError:
-        return False
-    return True
 
 
 def _filled(tasks: list[tuple[int, str]], work: Work, workers: int) -> Iterator[Any]:

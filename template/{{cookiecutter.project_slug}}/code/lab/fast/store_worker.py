@@ -17,9 +17,12 @@ import cv2
 import numpy as np
 
 from lab.check_facts import ABSENT, AGAIN, PR_SET_PDEATHSIG, stamp_of
-from lab.fast.store_decode import Jpegs, Recipe, decode
+from lab.fast.store_decode import Recipe, decode
 from lab.fast.store_files import BROKEN, RECORD, STORED
+from lab.limits import MEBIBYTE
 
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # mallopt(3)
+KEPT = 64 * MEBIBYTE  # of freed memory that a worker keeps: an image of 20 million pixels is not mapped anew
 SAME = 3  # a record's state on its way to the parent: these bytes are stored already, the parent knows where
 
 
@@ -30,8 +33,6 @@ class Work:
     pixels: Path
     recipe: Recipe
     known: set[bytes]  # digests of what is stored already
-    swift: bool  # whether torch is worth its import
-    jpegs: Jpegs | None = None
     descriptor: int = -1
 
 
@@ -48,17 +49,29 @@ def start(work: Work) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends the pool
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    keep_memory()
     with open(os.devnull, "wb") as nowhere:  # noqa: PTH123
         os.dup2(nowhere.fileno(), 2)
     cv2.setNumThreads(0)
     _WORK[:] = [work]
 
 
+def keep_memory() -> None:
+    """Have freed memory kept for the next image; what the kernel takes back it must clear again, page by page.
+
+    glibc goes by what was freed before, so it is chance whether its limits suffice: where not, a 720p JPEG costs 1,300
+    page faults, which take as long as its decoding.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # another libc
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_THRESHOLD, KEPT)
+        libc.mallopt(M_TRIM_THRESHOLD, KEPT)
+
+
 def fill(task: list[tuple[int, str]]) -> Any:
     """Store some images, given as (row, path): one RECORD each. Raises OSError when the disk is full."""
     work = _WORK[0]
     if work.descriptor < 0:  # not in `start`, where an error would look like a dead worker
-        work.jpegs = Jpegs() if work.swift else None
         # the kernel appends each write in one piece wherever the end is then: no worker waits for another
         work.descriptor = os.open(work.pixels, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
     records = np.zeros(len(task), RECORD)
@@ -98,7 +111,7 @@ def _read(work: Work, path: str, mine: set[bytes], entry: Any) -> Any | None:
         entry["state"] = SAME
         return None
     try:
-        found = decode(content, path, work.recipe, work.jpegs)
+        found = decode(content, path, work.recipe)
     except MemoryError:
         entry["mtime"] = AGAIN
         return None

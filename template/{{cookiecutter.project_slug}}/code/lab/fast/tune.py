@@ -27,6 +27,7 @@ NEARLY = 0.97  # of the fastest: the simpler of two that close is prescribed
 ROOM = 0.92  # of a GPU's memory that a training may take
 CACHE_SLACK = 1.5  # both engines keep images in memory only where half as much again is free
 AHEAD = 2  # batches that a worker keeps in shared memory; validation doubles them beside it
+DOUBT = 0.25  # of a measured gain: a prediction further from it is warned of
 GIB = 1 << 30
 
 
@@ -42,7 +43,8 @@ class Host:
     cache_rate: float  # of the disk for stores
     images: int
     file_bytes: int  # of all training images as they are
-    store_bytes: int  # of all, decoded at the size of the training
+    store_bytes: int  # of all training images, decoded at the size of the training
+    unstored_bytes: int  # of those and the validation images, what the cache has to take
     imgsz: int
     gpus: int = 0
     gpu_bytes: int = 0  # free on the GPU with the least
@@ -63,6 +65,7 @@ class Costs:
     painting: float = 0.0
     decode: float = 0.0  # of a file, for the words
     memory: dict[int, int] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)  # what could not be measured, and why
 
 
 @dataclass(frozen=True)
@@ -155,8 +158,8 @@ def obstacle(path: str, host: Host) -> str:
     if path in (STORE, DEVICE):
         if host.store_obstacle:
             return host.store_obstacle
-        if host.store_bytes + MARGIN > host.cache_free:
-            return f"{_gib(host.store_bytes + MARGIN)} of disk wanted for the store, {_gib(host.cache_free)} free"
+        if host.unstored_bytes + MARGIN > host.cache_free:
+            return f"{_gib(host.unstored_bytes + MARGIN)} of disk wanted for the store, {_gib(host.cache_free)} free"
     if path == DEVICE and not host.gpus:
         return "there is no GPU to paint on"
     return ""
@@ -263,6 +266,18 @@ def _spare(one: Prediction) -> str:
     rest = {stage: rate for stage, rate in one.stages.items() if stage != "network"}
     stage = min(rest, key=lambda name: rest[name])
     return f"{'images are loaded' if stage == 'loading' else 'the disk gives them'} at {rest[stage]:,.0f} a second"
+
+
+def doubt(predicted: float, measured: float) -> str:
+    """A warning where the gain over the engine as it ships is not what was predicted, "" where it nearly is."""
+    off = predicted / measured - 1
+    if abs(off) <= DOUBT:
+        return ""
+    words = (
+        f"the prediction is off by {100 * off:+.0f} %: {predicted:.2f} times as fast as it ships was predicted, "
+        f"{measured:.2f} measured; trust what was measured, and try again on a quiet machine with more --seconds"
+    )
+    return words if measured >= 1 else f"{words}; here and now `lab train --plain` is faster"
 
 
 def settings(one: Candidate, ranks: int) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -22,6 +22,7 @@ from lab.fast.bench import Scene, Wish
 from lab.fast.tune import CACHED, Candidate, Costs, Host
 from lab.job import Job
 from lab.options import Request
+from lab.project import Project
 
 SAMPLE = 64  # files whose size is asked
 PROBE = 64 << 20  # bytes written to the disk for stores, and read again in pieces
@@ -31,10 +32,13 @@ DECODED = 24  # pictures
 NAMES = {plan.PLAIN: bench.UPSTREAM, CACHED: "upstream cache", plan.STORE: plan.STORE, plan.DEVICE: plan.DEVICE}
 
 
-def host(scene: Scene, dataset: data.Dataset, device: str) -> Host:
-    """The facts of this host for a training on all of `dataset`; `device` is --device, resolved."""
+def host(scene: Scene, project: Project, dataset: data.Dataset, device: str) -> Host:
+    """The facts of this host for a training on all of `dataset`; `device` is --device, resolved.
+
+    `project` is the real one, with its own cache: the scene's goes away with it.
+    """
     wish = replace(scene.wish, device=device)
-    job = Job(scene.project, ENGINES[wish.engine], Request("train", {}))
+    job = Job(project, ENGINES[wish.engine], Request("train", {}))
     prepared = bench.prepared(replace(scene, wish=wish), scene.place, {"workers": 0})
     seen = training_plan.look(job, prepared, dataset)
     facts = choose.gather(job, prepared, dataset, seen, plan.Wish())
@@ -50,10 +54,11 @@ def host(scene: Scene, dataset: data.Dataset, device: str) -> Host:
         shm_free=shm,
         cache_free=facts.cache_free,
         disk_rate=data_rate(dataset),
-        cache_rate=disk_rate(_existing(scene.project.cache)),
+        cache_rate=disk_rate(_existing(project.cache)),
         images=seen.images["train"],
         file_bytes=file_bytes(dataset, seen.images["train"]),
         store_bytes=facts.store_bytes,
+        unstored_bytes=facts.unstored_bytes,
         imgsz=wish.imgsz,
         gpus=len(device.split(",")) if gpu else 0,
         gpu_bytes=min(free) << 20 if free else 0,
@@ -117,7 +122,10 @@ def decode_seconds(dataset: data.Dataset) -> float:
 
 
 def costs(scene: Scene, known: Host, until: float, show: arms.Show) -> Costs:
-    """Seconds an image of loading, by path, and of the network, by batch and switches. Raises LabError."""
+    """Seconds an image of loading, by path, and of the network, by batch and switches.
+
+    What fails is not in it, but for what the engine does by itself: raises LabError without that.
+    """
     wanted: dict[Any, arms.Arm] = {}
     wish = scene.wish
     chosen = tuple(scene.speed["switches"])
@@ -127,21 +135,29 @@ def costs(scene: Scene, known: Host, until: float, show: arms.Show) -> Costs:
             sized = replace(scene, wish=replace(wish, batch=batch))
             speed = bench.on_its_own_data(scene.speed, on)
             wanted[batch, on] = bench.arm(sized, name, f"batch {batch}", turns.FIXED, speed, workers=0)
-    loaders = {one.name: one for one in bench.loaders(scene, known.store_obstacle == "")}
+    loaders = {one.name: one for one in bench.loaders(scene, known.store_obstacle == "").arms}
     for path, name in NAMES.items():
         if name in loaders:
             wanted[path] = loaders[name]
-    measured = bench.taken(scene, list(wanted.values()), until, show)
-    found = {one.arm.name: bench.figures(one) for group in measured for one in group}
-    by_key = {key: found[one.name] for key, one in wanted.items()}
+    measured = [one for group in bench.taken(scene, list(wanted.values()), until, show) for one in group]
+    own = (wanted[wish.batch, ()].name, wanted[plan.PLAIN].name)
+    arms.require([one for one in measured if one.arm.name in own and not _elsewhere(one, measured)])
+    found = {one.arm.name: bench.figures(one) for one in measured if bench.measured(one)}
+    by_key = {key: found[one.name] for key, one in wanted.items() if one.name in found}
     device = by_key.get(plan.DEVICE)
     return Costs(
         loading={key: 1 / one.per_core for key, one in by_key.items() if isinstance(key, str) and one.per_core},
         network={key: 1 / one.rate for key, one in by_key.items() if isinstance(key, tuple)},
         painting=1 / device.rate if device else 0.0,
+        failed={one.arm.name: one.failure for one in measured if one.failure and one.arm.name not in found},
         decode=decode_seconds(scene.pictures),
         memory={batch: _gpu_bytes(wish, batch) for batch in _batches(known, wish)} if known.gpus else {},
     )
+
+
+def _elsewhere(one: arms.Measured, measured: list[arms.Measured]) -> bool:
+    """Whether the same arm, which begins every group, has figures from another group."""
+    return any(bench.measured(other) for other in measured if other.arm.name == one.arm.name)
 
 
 def _batches(known: Host, wish: Wish) -> list[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from lab import dataset as data
@@ -28,12 +28,13 @@ def run(wish: Wish, project: Project, keep: bool, show: arms.Show) -> dict[str, 
     dataset = data.open_dataset(wish.data, project)
     with bench.scene(wish, project, show) as scene:
         show("disks and memory")
-        host = tune_facts.host(scene, dataset, device)
+        host = tune_facts.host(scene, project, dataset, device)
         costs = tune_facts.costs(scene, host, begun + MEASURING * wish.seconds, show)
         found = tune.prescribe(host, costs, tune_facts.shipped(wish))
         measured = verify(scene, found, begun + wish.seconds, show)
     # one device was measured; what the processors must share with the others is in the prediction for all of them
-    alone = tune.predict(found.chosen.candidate, replace(host, gpus=min(1, host.gpus)), costs).rate
+    one = replace(host, gpus=min(1, host.gpus))
+    alone, asis = (tune.predict(each.candidate, one, costs).rate for each in (found.chosen, found.shipped))
     said: dict[str, Any] = {
         "date": record.now(),
         "host": asdict(host),
@@ -47,10 +48,13 @@ def run(wish: Wish, project: Project, keep: bool, show: arms.Show) -> dict[str, 
         "chosen": asdict(found.chosen),
         "shipped": asdict(found.shipped),
         "others": [asdict(one) for one in found.others],
-        "left_out": found.left_out,
+        "left_out": {**found.left_out, **costs.failed},
         "sentence": found.sentence,
         "predicted_on_one_device": alone,
-        "measured_on_one_device": measured,
+        "measured_on_one_device": measured.rate,
+        "predicted_gain": alone / asis,
+        "measured_gain": measured.gain,
+        "warning": tune.doubt(alone / asis, measured.gain) if measured.gain else measured.failure,
         "file": "",
     }  # fmt: skip
     if keep:
@@ -58,16 +62,33 @@ def run(wish: Wish, project: Project, keep: bool, show: arms.Show) -> dict[str, 
     return said
 
 
-def verify(scene: Scene, found: Prescription, until: float, show: arms.Show) -> float:
-    """Images a second of a short run as prescribed, on one device."""
-    one = found.chosen.candidate
+@dataclass(frozen=True)
+class Verified:
+    """What the short run made, on one device: images a second, and times those of the engine as it ships.
+
+    `gain` is None where the engine as it ships did not run, for the reason in `failure`.
+    """
+
+    rate: float
+    gain: float | None
+    failure: str = ""
+
+
+def verify(scene: Scene, found: Prescription, until: float, show: arms.Show) -> Verified:
+    """What a short run as prescribed makes beside the engine as it ships. Raises LabError when it fails."""
+    one, ships = found.chosen.candidate, found.shipped.candidate
     options, speed = tune.settings(one, 1)
     wish = replace(scene.wish, batch=one.batch, workers=one.workers, speed=plan.Wish(tuned=speed))
     made = replace(scene, wish=wish)
     words = {key: value for key, value in options.items() if key != "batch_size"}
-    arm = bench.arm(made, "prescribed", "as prescribed", turns.OWN, bench.ours(made), **words)
+    own = bench.arm(scene, "as it ships", "the engine alone", turns.OWN, {}, workers=ships.workers)
+    ours = bench.arm(made, "prescribed", "as prescribed", turns.OWN, bench.ours(made), **words)
     show("the prescription is tried")
-    return bench.figures(bench.taken(made, [arm], until, show)[0][0]).rate
+    shipped, prescribed = bench.taken(made, [own, ours], until, show)[0]
+    arms.require([prescribed])
+    ratios = bench.ratios([bench.whole_rounds([shipped, prescribed])])
+    gain = ratios.get(f"{prescribed.arm.name}/{shipped.arm.name}")
+    return Verified(bench.figures(prescribed).rate, gain, shipped.failure)
 
 
 def write(

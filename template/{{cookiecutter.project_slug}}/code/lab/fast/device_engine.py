@@ -1,0 +1,48 @@
+"""What the device loaders of both engines share: random numbers of their own, and labels from the engine's data set."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from lab.fast.device_loader import DeviceLoader
+from lab.fast.draws import Draws
+from lab.fast.labels import YOLOV5, Rules, moved
+from lab.fast.sheet import Shape
+
+NUMPY_SEEDS = 2**32
+
+
+class EngineLoader(DeviceLoader):
+    """A DeviceLoader in the place of an engine's `loader`, whose data set, batch size and order it takes.
+
+    The data set has `store`, `rows` (int64 (N): the row in the store of each of its images, all of them there), `sizes`
+    and `gathered`. Random numbers come from streams of its own, `chance` and `numbers`, with the process's seed: they
+    are drawn in a thread. `named` is DeviceLoader's; a subclass says what is drawn.
+    """
+
+    rules: Rules = YOLOV5
+
+    def __init__(self, loader: Any, shape: Shape, device: torch.device, **named: Any) -> None:
+        self.dataset = data = loader.dataset
+        seed = torch.initial_seed()
+        self.chance, self.numbers = random.Random(seed), np.random.RandomState(seed % NUMPY_SEEDS)
+        self._number = np.full(len(data.store), -1, np.int64)  # of the image in the data set, for each row of the store
+        self._number[data.rows] = np.arange(len(data.rows))
+        super().__init__(data.store, shape, loader.sampler, self._drawn, self._boxes, device, **named)
+
+    def drawn(self, images: list[int]) -> Draws:
+        """The numbers of a batch of these images; rows count the data set."""
+        raise NotImplementedError
+
+    def _drawn(self, images: Any) -> Draws:
+        draws = self.drawn(images.tolist())
+        return replace(draws, row=self.dataset.rows[draws.row])
+
+    def _boxes(self, draws: Draws) -> torch.Tensor:
+        own = replace(draws, row=self._number[draws.row])
+        return torch.from_numpy(moved(own, self.dataset.gathered, self.dataset.sizes, self.rules))
