@@ -77,8 +77,10 @@ def front_matter(run: Run, measured: Measured, name: str) -> dict[str, Any]:
         ("precision", "precision", measured.precision),
         ("recall", "recall", measured.recall),
     )
-    metrics = [{"type": kind, "name": called, "value": round(value, 5)} for kind, called, value in values]
-    dataset = {"type": Path(data).parent.name or data, "name": data, "split": "val"}
+    metrics = [{"type": of, "name": called, "value": round(value, 5)} for of, called, value in values]
+    file = Path(data)
+    kind = file.parent.name if file.stem == "data" and file.parent.name else file.stem
+    dataset = {"type": kind, "name": data, "split": "val"}
     if fingerprint := (run.said.get("data") or {}).get("fingerprint"):
         dataset["revision"] = str(fingerprint)
     result = {"task": {"type": "object-detection"}, "dataset": dataset, "metrics": metrics}
@@ -111,7 +113,7 @@ def _files(run: Run) -> dict[str, Path]:
 def _summary(run: Run, found: Findings, measured: Measured) -> str:
     return (
         f"Detects {_listed(found.names)} in pictures: mAP@0.5 {measured.ap50:.3f}, mAP@0.5:0.95 {measured.ap:.3f} on "
-        f"{measured.pictures} validation pictures. {_sentence(report_page.origin(run))}, at {run.image_size} pixels."
+        f"{measured.pictures} validation pictures. It is {report_page.origin(run)}, at {run.image_size} pixels."
     )
 
 
@@ -127,7 +129,7 @@ def _model(run: Run, found: Findings) -> Iterator[str]:
         ("began as", report_page.origin(run)),
         ("input", f"{run.image_size} pixels, the longer side"),
         ("classes", f"{len(found.names)}: {', '.join(found.names)}"),
-        ("trained", str(run.said.get("ended") or "")),
+        ("ended", str(run.said.get("ended") or "")),
     ]
     yield _table(("", ""), [row for row in rows if row[1]])
     files = _files(run)
@@ -324,10 +326,6 @@ def _listed(names: list[str], most: int = 20) -> str:
     shown = [_cell(name) for name in names[:most]]
     rest = len(names) - len(shown)
     return ", ".join(shown) + (f" and {rest} more" if rest else "")
-
-
-def _sentence(words: str) -> str:
-    return words[:1].upper() + words[1:]
 
 
 def _sha256(file: Path) -> str:

@@ -62,7 +62,7 @@ REFUSED = {
     "node_rank": "it is one machine's work",
 }
 Least = tuple[float | None, float | None]  # mAP50 and mAP50-95 to reach
-SMOKE_MAP50 = 0.3  # what an untrained network is far from, and seconds of training reach
+SMOKE_MAP50 = 0.5  # what an untrained network is far from, and seconds of training reach
 
 
 @dataclass
