@@ -221,7 +221,7 @@ class Engine:
         self.done: list[Request] = []
         self.breaks: set[str] = set()
 
-    def __call__(self, request: Request, project: Project, log: Any = None) -> Path | None:
+    def __call__(self, request: Request, _project: Project) -> Path | None:
         self.done.append(request)
         if request.task == "export":
             self._maybe_break("export")
@@ -386,6 +386,3 @@ def test_the_smoke_pipeline_knows_nothing_of_lab_yaml_but_the_engine(project: Pr
     assert Path(given["data"]).is_relative_to(project.root / "runs/x/.smoke")
     assert len(list((project.root / "runs/x/.smoke/data/images/train").iterdir())) == 96
     assert json.loads((project.root / "runs/x/pipeline.json").read_text())["bar"]["map50"] == pipeline.SMOKE_MAP50
-
-
-# --- in the container: the steps of CI --------------------------------------------------------------------------------
