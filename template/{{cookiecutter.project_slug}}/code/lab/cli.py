@@ -11,8 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
+from lab import cli_fast, cli_release
 from lab.cli_data import data_app
-from lab.cli_fast import add_commands
 from lab.errors import BAD_INPUT, FAILED, INTERRUPTED, LabError
 from lab.options import TASKS
 from lab.project import ENGINES, open_project
@@ -29,7 +29,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(data_app, name="data")
-add_commands(app)
+cli_fast.add_commands(app)
+cli_release.add_commands(app)
 
 
 def main(arguments: Sequence[str]) -> int:

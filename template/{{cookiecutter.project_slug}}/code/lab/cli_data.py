@@ -117,7 +117,7 @@ def data_check(
     Writes a page with pictures and boxes into runs/data-check. What is known of unchanged files is kept, so it goes on
     where it was stopped. Exit status: 0 fine, 1 problems, 2 bad input. Example: `lab data check data/demo/data.yaml`
     """
-    from lab import check_fix, check_page, dataset  # noqa: PLC0415
+    from lab import check_fix, dataset  # noqa: PLC0415
 
     project = open_project()
     found = dataset.open_dataset(data or project.data, project)
@@ -135,14 +135,30 @@ def data_check(
         if moved.refused:
             print(f"lab: left as they were: {check_fix.told(moved.refused)}", file=sys.stderr)
         result = _checked(found, project, workers)
-    page = check_page.write(found, project, result)
-    _tell(project, found, result)
-    print(f"lab: pictures with their boxes: {project.show(page)}")
+    _told(project, found, result)
     if result.problems:
         print(f"lab: {result.problems} problems in {project.show(found.file)}", file=sys.stderr)
         return FAILED
     print(f"lab: {project.show(found.file)} is fine")
     return 0
+
+
+def check_and_tell(data: str, project: Project) -> tuple[Path, int]:
+    """Look at the data set `data`, write and tell what was found; returns the page and the number of problems."""
+    from lab import dataset  # noqa: PLC0415
+
+    found = dataset.open_dataset(data, project)
+    result = _checked(found, project, 0)
+    return _told(project, found, result), result.problems
+
+
+def _told(project: Project, found: Dataset, result: Result) -> Path:
+    from lab import check_page  # noqa: PLC0415
+
+    page = check_page.write(found, project, result)
+    _tell(project, found, result)
+    print(f"lab: pictures with their boxes: {project.show(page)}", flush=True)
+    return page
 
 
 def _checked(found: Dataset, project: Project, workers: int) -> Result:

@@ -22,7 +22,10 @@ MODEL = re.compile(r"yolov5[nsmlx]6?")
 
 @dataclass(frozen=True)
 class Project:
-    """`lab.yaml` of the project at `root`. `image_size` is in pixels; `data` is relative to `root`."""
+    """`lab.yaml` of the project at `root`. `image_size` is in pixels; `data` is relative to `root`.
+
+    `pipeline` holds options of `lab train` for `lab pipeline`; `map50` is the least mAP50 that `lab gate` lets pass.
+    """
 
     root: Path
     engine: str = "yolov5"
@@ -31,6 +34,8 @@ class Project:
     data: str = "data/demo/data.yaml"
     logger: str = "none"
     scratch: Path | None = None  # in the place of the cache, for images that nobody shall keep
+    pipeline: str = ""
+    map50: float | None = None
 
     @property
     def runs(self) -> Path:
@@ -87,7 +92,7 @@ def _candidates() -> Iterator[Path]:
     yield CODE.parent
 
 
-KEYS = ("engine", "model", "image_size", "data", "logger")
+KEYS = ("engine", "model", "image_size", "data", "logger", "pipeline", "map50")
 
 
 def _read(file: Path) -> Project:
@@ -113,6 +118,9 @@ def _read(file: Path) -> Project:
         raise LabError(f"{file}: logger is {logger!r}; it may be {', '.join(LOGGERS)}")
     if not isinstance(size, int) or isinstance(size, bool) or size < 32:
         raise LabError(f"{file}: image_size is {size!r}; it must be a whole number of pixels, 32 or more")
+    least = said.get("map50")
+    if least is not None and (isinstance(least, bool) or not isinstance(least, (int, float)) or not 0 <= least <= 1):
+        raise LabError(f"{file}: map50 is {least!r}; it must be a number from 0 to 1")
     return Project(
         root=file.parent,
         engine=engine,
@@ -120,4 +128,6 @@ def _read(file: Path) -> Project:
         image_size=size,
         data=str(said.get("data", "data/demo/data.yaml")),
         logger=logger,
+        pipeline=str(said.get("pipeline") or ""),
+        map50=least,
     )

@@ -145,17 +145,18 @@ def _circumstances(run: Run, found: Findings) -> list[str]:
     said = [
         f"On <b>{escape(str(data))}</b>" + (f", {len(names)} classes" if names else "") + (counts and f", {counts}")
     ]
-    said.append(f"{escape(_model(run))} at {run.image_size} pixels, engine {escape(run.engine)}")
+    said.append(f"{escape(origin(run))} at {run.image_size} pixels, engine {escape(run.engine)}")
     took = report_run.seconds(run)
     if took is not None:
-        said.append(f"{duration(took)} on {escape(_hardware(run))}")
+        said.append(f"{duration(took)} on {escape(hardware(run))}")
     return said
 
 
 USES = (("train", "training"), ("val", "validation"))
 
 
-def _model(run: Run) -> str:
+def origin(run: Run) -> str:
+    """What the training began with, in words."""
     start = str(run.options.get("weights") or "")
     cfg = str(run.options.get("cfg") or "")
     if run.engine == "yolov5u":
@@ -168,7 +169,8 @@ def _model(run: Run) -> str:
     return f"{Path(cfg).stem or 'a model'} from scratch"
 
 
-def _hardware(run: Run) -> str:
+def hardware(run: Run) -> str:
+    """The GPUs that the run used, else its processors, in words."""
     host = run.said.get("host") or {}
     used = report_advice.busy(run.samples)
     gpus = host.get("gpus") or []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import sys
 import tempfile
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from lab import dataset as data
-from lab import record, report_measure
+from lab import limits, record, report_measure, telemetry
 from lab.errors import LabError
 from lab.options import Request
 from lab.project import Project
@@ -48,7 +49,8 @@ class Sample:
 class Findings:
     """What the report knows about the checkpoint; `why_not` says why it knows nothing.
 
-    `trained` counts the labelled boxes of each class in the training pictures. `speed` is milliseconds a picture.
+    `trained` counts the labelled boxes of each class in the training pictures. `speed` is milliseconds a picture
+    on `device`, which is in words.
     """
 
     measured: Measured | None = None
@@ -56,6 +58,7 @@ class Findings:
     fair: list[Sample] = field(default_factory=list)
     worst: list[Sample] = field(default_factory=list)
     speed: dict[str, float] = field(default_factory=dict)
+    device: str = ""
     trained: list[int] = field(default_factory=list)
     why_not: str = ""
 
@@ -91,7 +94,7 @@ def _findings(run: Run, project: Project, device: str | None, ask: bool) -> Find
     both = [Picture(truth, prediction) for truth, prediction in zip(pictures.values(), found, strict=True)]
     measured = report_measure.measure(both, len(dataset.names), _shapes(list(pictures), run.image_size))
     fair, worst = choose(list(pictures), both)
-    made = Findings(measured, list(dataset.names.values()), fair, worst, speed, _counted(dataset))
+    made = Findings(measured, list(dataset.names.values()), fair, worst, speed, _named(device), _counted(dataset))
     try:
         record.write(run.directory / NAME, json.dumps({"format": FORMAT, "key": key, **asdict(made)}))
     except OSError:
@@ -159,6 +162,16 @@ def _read(file: Path, key: str) -> Findings | None:
         return Findings(measured, fair=fair, worst=worst, **said)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def _named(device: str | None) -> str:
+    """Where the engine measures when it is told `device`, in words: it takes the first GPU when it is told nothing."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = [] if device == "cpu" or visible == "" else telemetry.ask_gpus(("name",)) or []
+    first = next((words for words in (device, (visible or "").partition(",")[0]) if words and words.isdecimal()), "0")
+    if not gpus:
+        return f"{limits.processors()} processors, without a GPU"
+    return gpus[int(first)]["name"] if int(first) < len(gpus) else f"GPU {first}"
 
 
 def _counted(dataset: data.Dataset) -> list[int]:

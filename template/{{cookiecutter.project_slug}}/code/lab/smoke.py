@@ -104,23 +104,7 @@ def _stages(
     data = str(directory / "data" / "data.yaml")
     common = {"engine": engine, "project": str(directory), "exist_ok": True}
     with times.stage("train", 5):
-        training = {
-            "weights": "",
-            "cfg": "yolov5n.yaml",
-            "data": data,
-            "hyp": str(CODE / "configs" / "hyp.small.yaml"),
-            "imgsz": SIZE,
-            "batch_size": 8,
-            "epochs": EPOCHS[engine],
-            "optimizer": "AdamW",
-            "cache": "ram",
-            "workers": 0,  # 96 small pictures in memory: starting workers would take longer than loading
-            "noplots": True,
-            "noval": True,
-            "nosave": True,
-            "name": "train",
-        }
-        perform(Request("train", {**common, **training}), project, log)
+        perform(Request("train", {**common, **training(engine, directory / "data" / "data.yaml")}), project, log)
     checkpoint = directory / "train" / "weights" / "best.pt"
     with times.stage("val", 5):
         val = {"weights": [str(checkpoint)], "data": data, "imgsz": SIZE, "workers": 0, "name": "val"}
@@ -130,6 +114,27 @@ def _stages(
         perform(Request("export", export), project, log)
     with times.stage("onnxruntime", 5):
         return _compare(project, engine, directory, checkpoint, log)
+
+
+def training(engine: str, data: Path) -> dict[str, Any]:
+    """Options of a training on pictures of RECIPE that learns them in seconds."""
+    return {
+        "engine": engine,
+        "weights": "",
+        "cfg": "yolov5n.yaml",
+        "data": str(data),
+        "hyp": str(CODE / "configs" / "hyp.small.yaml"),
+        "imgsz": SIZE,
+        "batch_size": 8,
+        "epochs": EPOCHS[engine],
+        "optimizer": "AdamW",
+        "cache": "ram",
+        "workers": 0,  # 96 small pictures in memory: starting workers would take longer than loading
+        "noplots": True,
+        "noval": True,
+        "nosave": True,
+        "name": "train",
+    }
 
 
 def _compare(

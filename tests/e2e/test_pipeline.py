@@ -1,0 +1,85 @@
+"""The CPU job of the generated train.yml, step by step as written, and what it leaves."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import Opened
+
+OUT = "runs/pipeline/smoke"
+IN_CONTAINER = "docker compose run --rm dev "
+
+
+def steps(folder: Path) -> list[str]:
+    """The commands of the job `smoke`, and where it looks for artifacts."""
+    job = yaml.safe_load((folder / ".github/workflows/train.yml").read_text(encoding="utf-8"))["jobs"]["smoke"]
+    assert [step["with"]["path"] for step in job["steps"] if "upload-artifact" in step.get("uses", "")] == [OUT]
+    return [step["run"] for step in job["steps"] if "run" in step]
+
+
+@pytest.fixture(scope="module")
+def ran(opened: Opened, request: pytest.FixtureRequest) -> Path:
+    """The folder of artifacts, after every step of the job has run on this machine."""
+    commands = steps(opened.folder)
+    settings = opened.folder / "lab.yaml"
+    before = settings.read_text()
+    try:
+        request.getfixturevalue("with_yolov5")
+    except pytest.skip.Exception:
+        # the other engine proves the steps too; only YOLOv5's source cannot be fetched here
+        settings.write_text(before.replace("engine: yolov5 ", "engine: yolov5u "))
+        commands.remove(f"{IN_CONTAINER}lab fetch")
+    try:
+        for command in commands:
+            done = opened.user.run("sh", "-c", command, cwd=opened.folder)
+            assert done.returncode == 0, command + done.stdout[-3000:] + done.stderr[-3000:]
+    finally:
+        settings.write_text(before)
+    return opened.folder / OUT
+
+
+def test_the_job_leaves_its_artifacts(ran: Path, opened: Opened) -> None:
+    files = {path.name: path for path in ran.iterdir() if not path.name.startswith(".")}
+    assert set(files) == {
+        *("best.pt", "best.onnx", "README.md", "report.html", "data-check.html", "metrics.json"),
+        *("results.csv", "run.json", "pipeline.json"),
+    } | ({"diff.patch"} & set(files))
+    assert all(path.stat().st_size > 0 and path.stat().st_uid == opened.user.uid for path in files.values())
+    assert json.loads(files["pipeline.json"].read_text())["status"] == "passed"
+
+
+def test_the_card_has_the_numbers_of_results_csv(ran: Path) -> None:
+    with (ran / "results.csv").open(encoding="utf-8") as file:
+        rows = [{key.strip(): value.strip() for key, value in row.items()} for row in csv.DictReader(file)]
+    # the smoke training is validated after its last epoch alone, and keeps that one
+    own = [f"{float(value):g}" for key, value in rows[-1].items() if key.startswith("metrics/")]
+    assert len(own) == 4
+    card = (ran / "README.md").read_text(encoding="utf-8")
+    assert f"| {' | '.join(own)} |" in card
+    front = yaml.safe_load(card.split("---\n")[1])
+    [result] = front["model-index"][0]["results"]
+    values = {metric["name"]: metric["value"] for metric in result["metrics"]}
+    metrics = json.loads((ran / "metrics.json").read_text())
+    assert values["mAP@0.5"] == pytest.approx(metrics["map50"], abs=1e-5)
+    # our count and the engine's, of the same checkpoint
+    assert metrics["map50"] == pytest.approx(float(own[2]), abs=0.02)
+    assert metrics["passed"] is True
+    for name in ("best.pt", "best.onnx"):
+        assert f"`{name}`" in card
+    assert "its input `images` is float32, 1 x 3 x 96 x 96" in card
+
+
+def test_an_impossible_bar_is_not_passed(ran: Path, opened: Opened) -> None:
+    command = [*shlex.split(IN_CONTAINER), "lab", "pipeline", "--out", OUT, "--map50", "1", "--map", "1"]
+    done = opened.user.run(*command, cwd=opened.folder)
+    assert done.returncode == 1, done.stdout + done.stderr
+    said = done.stderr.strip().splitlines()[-1]
+    assert said.startswith("lab: the pipeline stops at gate: ")
+    assert "under 1" in said
+    assert not (ran / "README.md").exists()
+    assert json.loads((ran / "pipeline.json").read_text())["status"] == "failed"
