@@ -278,7 +278,8 @@ def _feed(project: Project, training: Training, seen: Seen, asked: resume.Asked,
         shm_free=None, memory_free=limits.memory_free(), device=training.device, gpus=gpus,
     )  # fmt: skip
     facts = choose.gather(job, prepared, dataset, looked, plan.Wish())
-    facts = replace(facts, stored=training.path in (plan.STORE, plan.DEVICE))
+    if training.path in (plan.STORE, plan.DEVICE):
+        facts = replace(facts, unstored_bytes=0)  # it reads from the store
     totals = [gpu.total for gpu in seen.used if gpu.total]
     load, free = seen.load, facts.memory_free or 0
     files = file_bytes(dataset, images)
@@ -289,12 +290,13 @@ def _feed(project: Project, training: Training, seen: Seen, asked: resume.Asked,
         cores=limits.processors(),
         memory_free=int(free + own),  # the run's own cache may stay
         shm_free=_shm(),
-        cache_free=facts.cache_free + (facts.store_bytes if facts.stored else 0),
+        cache_free=facts.cache_free,
         disk_rate=(load.reading or 0) * 1e6 if slow else FAST,
         cache_rate=FAST,
         images=images,
         file_bytes=files,
         store_bytes=facts.store_bytes,
+        unstored_bytes=facts.unstored_bytes,
         imgsz=training.imgsz,
         gpus=training.ranks if facts.device == "cuda" else 0,
         # where it paints on the GPU already, there is room for it

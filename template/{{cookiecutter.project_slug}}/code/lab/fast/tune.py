@@ -158,7 +158,7 @@ def obstacle(path: str, host: Host) -> str:
     if path in (STORE, DEVICE):
         if host.store_obstacle:
             return host.store_obstacle
-        if host.unstored_bytes + MARGIN > host.cache_free:
+        if host.unstored_bytes and host.unstored_bytes + MARGIN > host.cache_free:
             return f"{_gib(host.unstored_bytes + MARGIN)} of disk wanted for the store, {_gib(host.cache_free)} free"
     if path == DEVICE and not host.gpus:
         return "there is no GPU to paint on"
