@@ -29,10 +29,11 @@ WELL = Load(gpu=95, cpu=40, gpu_memory=16 * 1024, memory=9000, reading=3, gpus=1
 HUNGRY = replace(WELL, gpu=31, wait=70, rate=200)
 HOST = tune.Host(
     cores=16, memory_free=100 * GIB, shm_free=32 * GIB, cache_free=500 * GIB, disk_rate=10e9, cache_rate=10e9,
-    images=20_000, file_bytes=20_000 * 240_000, store_bytes=20_000 * 690_000, imgsz=640, gpus=1, gpu_bytes=24 * GIB,
+    images=20_000, file_bytes=20_000 * 240_000, store_bytes=20_000 * 690_000, unstored_bytes=25_000 * 690_000,
+    imgsz=640, gpus=1, gpu_bytes=24 * GIB,
 )  # fmt: skip
 FACTS = plan.Facts(
-    "yolov5", "cuda", {}, store_bytes=HOST.store_bytes, cache="/cache", cache_free=HOST.cache_free,
+    "yolov5", "cuda", {}, store_bytes=HOST.store_bytes, unstored_bytes=HOST.unstored_bytes, cache="/cache", cache_free=HOST.cache_free,
     memory_free=HOST.memory_free, gpu_left=8 * GIB,
 )  # fmt: skip
 FEED = Feed(FACTS, HOST)
