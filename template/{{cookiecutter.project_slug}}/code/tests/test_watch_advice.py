@@ -33,8 +33,8 @@ HOST = tune.Host(
     imgsz=640, gpus=1, gpu_bytes=24 * GIB,
 )  # fmt: skip
 FACTS = plan.Facts(
-    "yolov5", "cuda", {}, store_bytes=HOST.store_bytes, unstored_bytes=HOST.unstored_bytes, cache="/cache", cache_free=HOST.cache_free,
-    memory_free=HOST.memory_free, gpu_left=8 * GIB,
+    "yolov5", "cuda", {}, store_bytes=HOST.store_bytes, unstored_bytes=HOST.unstored_bytes, cache="/cache",
+    cache_free=HOST.cache_free, memory_free=HOST.memory_free, gpu_left=8 * GIB,
 )  # fmt: skip
 FEED = Feed(FACTS, HOST)
 
