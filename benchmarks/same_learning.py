@@ -20,6 +20,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -69,11 +70,12 @@ def train(engine: str, path: str, seed: int, wanted: argparse.Namespace, place: 
     data = ["--data", str(place / "data" / "data.yaml"), "--img", str(wanted.img), "--batch", "16", "--engine", engine]
     words = ["train", "--weights", "", "--cfg", "yolov5n.yaml", *data, "--hyp", str(place / "hyp.yaml")]
     words += ["--optimizer", "AdamW", "--epochs", str(wanted.epochs or EPOCHS[engine]), "--seed", str(seed)]
-    words += ["--device", "cpu", "--noplots", "--name", name, "--exist-ok", *PATHS[path]]
+    words += ["--device", "cpu", "--noplots", "--name", name, *PATHS[path]]
+    run = Path("runs/train", name)
+    shutil.rmtree(run, ignore_errors=True)  # an engine would append to its results
     begun = time.monotonic()
     lab(words, place / f"{name}.log")
     seconds = time.monotonic() - begun
-    run = Path("runs/train", name)
     epochs = learnt(run)
     said = lab(
         ["val", *data, "--weights", str(run / "weights" / "best.pt"), "--device", "cpu"], place / f"{name}-val.log"
