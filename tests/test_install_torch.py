@@ -113,6 +113,20 @@ def test_a_wheel_of_another_build_is_not_taken_for_the_default_one(install) -> N
     assert call.endswith("torch===2.8.0 torchvision===0.23.0")
 
 
+def test_a_cpu_host_takes_the_default_build_that_lies_in_the_wheelhouse(install) -> None:
+    outcome = install(
+        ("torch-2.8.0-cp311-cp311-manylinux_2_28_x86_64.whl",),
+        complete=True,
+        TORCH_BUILD="cpu",
+        TORCH_INDEX="https://wheels.example/cpu",
+    )
+    assert outcome.status == 0
+    (call,) = outcome.asked
+    assert "--no-index" in call
+    assert call.endswith("torch===2.8.0 torchvision===0.23.0")
+    assert "it runs on the CPU too" in outcome.said
+
+
 def test_an_unreachable_cpu_index_falls_back_and_says_so(install) -> None:
     index = "https://wheels.example/cpu"
     outcome = install(TORCH_BUILD="cpu", TORCH_INDEX=index, unreachable=index)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from pathlib import Path
 
 import pytest
+from conftest import run
 from hosts import DescribedHost, facts
 
 from generator.hostkit import mirrors, setup
@@ -99,3 +102,43 @@ def test_a_section_that_is_not_there(project, monkeypatch, capsys):
 def test_the_sections_are_the_answers():
     answers = json.loads((ROOT / "template" / "cookiecutter.json").read_text())
     assert list(mirrors.sections(SHIPPED.read_text())) == answers["mirrors"]
+
+
+# switch of .env, its argument of the image build, its variable in the containers; None where nothing asks for it there
+REACH = [
+    ("PYTHON_IMAGE", "PYTHON_IMAGE", None),
+    ("APT_MIRROR", "APT_MIRROR", None),  # it stays in the apt sources of the image
+    ("UV_DEFAULT_INDEX", "UV_DEFAULT_INDEX", "UV_DEFAULT_INDEX"),
+    ("UV_DEFAULT_INDEX", "UV_DEFAULT_INDEX", "PIP_INDEX_URL"),
+    ("LAB_TORCH_INDEX", "TORCH_INDEX", "TORCH_INDEX"),  # what TORCH_INDEX_BASE becomes, see above
+    ("HF_ENDPOINT", None, "HF_ENDPOINT"),
+    ("YOLOV5_GIT_URL", None, "YOLOV5_GIT_URL"),
+]
+
+
+@pytest.mark.skipif(
+    shutil.which("docker") is None or run("docker", "compose", "version").returncode != 0,
+    reason="docker compose is not installed",
+)
+@pytest.mark.parametrize(("switch", "argument", "variable"), REACH)
+def test_every_switch_reaches_the_build_and_the_containers(bake, monkeypatch, switch, argument, variable):
+    value = "https://near.example/what"
+    monkeypatch.setenv(switch, value)
+    words = ("docker", "compose", "--profile", "*", "config", "--format", "json")
+    services = json.loads(run(*words, cwd=bake()).stdout)["services"]
+    assert len(services) >= 6
+    for service in services.values():
+        assert argument is None or service["build"]["args"][argument] == value
+        assert variable is None or service["environment"][variable] == value
+
+
+def test_every_argument_of_the_build_is_one_of_the_dockerfile(bake):
+    project = bake()
+    declared = set(re.findall(r"^ARG (\w+)=", (project / "docker/Dockerfile").read_text(), re.MULTILINE))
+    assert {argument for _, argument, _ in REACH if argument} <= declared
+
+
+def test_debian_packages_come_from_the_mirror_also_later(bake):
+    """The sources of the image are rewritten before anything else, so that apt in a container uses the mirror too."""
+    script = (bake() / "docker/install-apt").read_text()
+    assert script.index("sed -i") < script.index("dpkg --status") < script.index("wheelhouse: all")

@@ -1,4 +1,4 @@
-"""`python -m hostkit setup | doctor | resolve`: what a project runs on its host."""
+"""`python -m hostkit setup | doctor | resolve | bundle | verify-bundle`: what a project runs on its host."""
 
 from __future__ import annotations
 
@@ -29,6 +29,8 @@ def main(arguments: Sequence[str] | None = None, program: str = "hostkit") -> in
     add_setup(commands.add_parser("setup", help="write .env and .devcontainer/compose.local.yaml for this host"))
     add_doctor(commands.add_parser("doctor", help="check this host; exit status 0 fine, 1 a check failed, 2 no answer"))
     add_resolve(commands.add_parser("resolve", help="name the torch build for a GPU and a driver"))
+    add_bundle(commands.add_parser("bundle", help="fill wheelhouse/ with all that a host without a network needs"))
+    add_verify_bundle(commands.add_parser("verify-bundle", help="prove wheelhouse/: build and smoke, the network cut"))
     tolerate(sys.stdout, sys.stderr)
     options = parser.parse_args(arguments)
     if threading.current_thread() is threading.main_thread():  # so that what is asked meanwhile is stopped as well
@@ -96,6 +98,44 @@ def add_resolve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the answer as JSON")
     parser.add_argument("--catalog", type=Path, help="another catalog.json")
     parser.set_defaults(run=_resolve)
+
+
+def add_bundle(parser: argparse.ArgumentParser) -> None:
+    """Options of `bundle`."""
+    parser.add_argument("--project", type=Path, default=home(), help="the project's root (default: this one)")
+    parser.add_argument(
+        "--builds",
+        default="",
+        help="builds of torch for the hosts without a network, e.g. cu128,cpu (default: this host's)",
+    )
+    parser.add_argument("--weights", default="", help="checkpoints to bring along, e.g. yolov5s.pt,runs/best.pt")
+    parser.add_argument("--catalog", type=Path, help="another catalog.json")
+
+    def run(options: argparse.Namespace) -> int:
+        from . import bundle  # noqa: PLC0415 - not at each open
+
+        return bundle.run(_project(options), options.builds, options.weights, _catalogue(options))
+
+    parser.set_defaults(run=run)
+
+
+def add_verify_bundle(parser: argparse.ArgumentParser) -> None:
+    """Options of `verify-bundle`."""
+    parser.add_argument("--project", type=Path, default=home(), help="the project's root (default: this one)")
+    parser.add_argument("--catalog", type=Path, help="another catalog.json")
+
+    def run(options: argparse.Namespace) -> int:
+        from . import bundle_check  # noqa: PLC0415 - not at each open
+
+        return bundle_check.run(_project(options), _catalogue(options))
+
+    parser.set_defaults(run=run)
+
+
+def _project(options: argparse.Namespace) -> Path:
+    if not (options.project / "compose.yaml").is_file():
+        raise BadRequest(f"--project {options.project} holds no compose.yaml: name the project's root.")
+    return Path(options.project).resolve()
 
 
 def _catalogue(options: argparse.Namespace) -> Catalogue:

@@ -9,7 +9,10 @@ import signal
 import subprocess
 import threading
 import time
-from typing import IO, NamedTuple
+from pathlib import Path
+from typing import IO, Mapping, NamedTuple
+
+from .terminal import printable
 
 LIMIT = 5.0  # seconds a program may take; a healthy nvidia-smi without persistence mode needs up to about 4
 OUTPUT = 1 << 20  # bytes that are read of what a program prints
@@ -75,6 +78,33 @@ def ask(command: list[str], limit: float = LIMIT) -> Answer:
     if any(sum(map(len, one)) > OUTPUT for one in chunks):
         return Answer("endless", None, out, err)
     return Answer("ok" if process.returncode == 0 else "failed", process.returncode, out, err)
+
+
+def follow(command: list[str], folder: Path | None = None, more: Mapping[str, str] | None = None) -> tuple[int, str]:
+    """Run a program that takes its time, showing each line as it comes; (exit status, the last `OUTPUT` characters).
+
+    127 when there is no such program. `more`: variables beside those of the caller.
+    """
+    try:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            cwd=folder, env={**os.environ, **(more or {})}, encoding="utf-8", errors="replace",
+        )  # fmt: skip
+    except OSError as error:
+        return 127, f"{command[0]} cannot be run: {error.strerror}"
+    said = ""
+    try:
+        assert process.stdout is not None
+        for line in process.stdout:
+            print(printable(line.rstrip()), flush=True)
+            said = (said + line)[-OUTPUT:]
+        return process.wait(), said
+    except BaseException:  # Ctrl-C: the program got it too, and ends what it began
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=10)
+        process.kill()
+        raise
 
 
 def stop_all() -> None:

@@ -2,6 +2,7 @@
 
 Written are the block at the end of `.env`, `.devcontainer/compose.local.yaml`, `.devcontainer/host-ca.pem` and
 `.devcontainer/authorized_keys`, each in one step and only when it changes. The user's own lines in `.env` are kept.
+Where wheelhouse/ holds a bundle and the engine lacks its base image, that is loaded.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Mapping
 
-from . import mirrors, services
+from . import mirrors, services, wheelhouse
 from .catalogue import BadRequest, Catalogue
 from .certificates import collect_certificates
 from .decision import Decision, decide
@@ -51,9 +52,29 @@ def run(project: Path, accel: str | None, catalogue: Catalogue, facts: Facts | N
     except CannotWrite as error:
         print(printable(f"host-setup: {error}"), file=sys.stderr)
         return 1
-    for note in [*[*notes, *decision.notes][:10], decision.summary]:
+    for note in [
+        *[*notes, *decision.notes][:10],
+        decision.summary,
+        *_from_wheelhouse(project, settings, facts, decision),
+    ]:
         print(printable(f"host-setup: {note}"))
     return 0
+
+
+def _from_wheelhouse(project: Path, settings: Project, facts: Facts, decision: Decision) -> list[str]:
+    """What a bundle means for this host: its base image goes into an engine that lacks it, and a misfit is told."""
+    try:
+        manifest = wheelhouse.read_manifest(project)
+        if manifest is None:
+            return []
+        build = decision.build
+        wrong = wheelhouse.misfits(manifest, settings.python, facts.machine, build.torch, build.name, "", "")
+        notes = [f"wheelhouse/ does not fit, so the image needs a network: {said}." for said in wrong[:2]]
+        if facts.docker.state == "ok":
+            notes.append(wheelhouse.base_image(project, manifest))
+        return [note for note in notes if note]
+    except wheelhouse.Bad as error:
+        return [str(error)]
 
 
 def files(

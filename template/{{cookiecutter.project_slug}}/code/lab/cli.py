@@ -109,6 +109,7 @@ def fetch() -> None:
 def smoke(
     engine: Annotated[str, typer.Option(help="yolov5 or yolov5u; the project's own when absent")] = "",
     keep: Annotated[bool, typer.Option("--keep", help="keep the run's files, in runs/smoke-…")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="one epoch: whether it runs, not whether it learns")] = False,
 ) -> int:
     """Prove this machine: made-up pictures, training, validation, ONNX, detection, in about a minute. No network.
 
@@ -118,7 +119,7 @@ def smoke(
         raise LabError(f"--engine {engine}: it may be {' or '.join(ENGINES)}")
     from lab import smoke as test  # noqa: PLC0415
 
-    return test.main(open_project(), engine, keep)
+    return test.main(open_project(), engine, keep, quick)
 
 
 @app.command()

@@ -61,8 +61,9 @@ class Project:
         return CODE / "yolov5"
 
     def find(self, name: str) -> Path | None:
-        """A file or directory named on the command line: as the shell sees it, else from the project's root."""
-        for base in (Path.cwd(), self.root):
+        """A file or directory named on the command line: as the shell sees it, else from the project's root, else a
+        checkpoint that was brought along in wheelhouse/."""
+        for base in (Path.cwd(), self.root, self.wheelhouse / "weights"):
             path = base / Path(name).expanduser()
             if path.exists():
                 return Path(os.path.abspath(path))  # noqa: PTH100  resolve() would follow links that the user made

@@ -121,6 +121,18 @@ def test_smoke(engine: str, project: Project, tmp_path: Path) -> None:
     assert not any((project.root / "runs").glob("smoke-*"))
 
 
+def test_a_quick_smoke_runs_every_stage_and_reaches_nothing(engine: str, project: Project, tmp_path: Path) -> None:
+    done = lab(["smoke", "--quick", "--engine", engine], tmp_path / "log")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert re.fullmatch(
+        rf"smoke: {engine} ok in \d+ s \(data .*, onnxruntime .*\): one epoch, \.pt and ONNX agree to \de-\d\d\n",
+        done.stdout,
+    )
+    log = tmp_path / "log"
+    reached = [line for line in log.read_text().splitlines() if "loopback-" not in line] if log.exists() else []
+    assert reached == []
+
+
 def test_a_run_is_recorded_and_reported(engine: str, project: Project, shapes: Path, tmp_path: Path) -> None:
     log = tmp_path / "network.log"
     done = lab(["train", *TRAIN, "--epochs", "2", "--engine", engine], log)
