@@ -121,7 +121,7 @@ def link_for_updates(project: Path, answers: Mapping[str, Any]) -> None:
 def address(origin: str) -> str:
     """`origin` as it may be committed and used from elsewhere: without a password or token, a local path in full."""
     if "://" in origin:
-        return re.sub(r"^([a-z+]+://)[^/@]*@", r"\1", origin)
+        return re.sub(r"^([\w+.-]+://)[^/]*@", r"\1", origin)  # a password may hold an @ of its own
     if origin and ":" not in origin.split("/", maxsplit=1)[0]:  # unlike git@host:path
         return str((ROOT / origin).resolve())
     return origin

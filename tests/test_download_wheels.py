@@ -116,12 +116,12 @@ def test_a_file_that_changed_is_fetched_again(script, server, tmp_path):
     assert script.complete(wheel(script, server))
 
 
-def test_a_login_goes_to_its_own_host_and_into_no_url(script, server, monkeypatch):
-    host = server.url.split("/")[2]
-    monkeypatch.setenv("UV_DEFAULT_INDEX", f"http://me:p%40ss@{host}/simple")
-    script.fetched(wheel(script, server)._replace(url=script.with_login(server.url, "")))
+def test_a_login_of_the_netrc_goes_to_its_own_host(script, server, monkeypatch, tmp_path):
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login me password p@ss\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    script.fetched(wheel(script, server))
     assert server.asked == [("", "Basic bWU6cEBzcw==")]
-    assert script.with_login("https://elsewhere.example/a.whl", "") == "https://elsewhere.example/a.whl"
+    assert script.login("elsewhere.example") == ""
 
 
 def test_of_several_wheels_the_one_for_this_machine(script):

@@ -127,9 +127,10 @@ def test_every_switch_reaches_the_build_and_the_containers(bake, monkeypatch, sw
     words = ("docker", "compose", "--profile", "*", "config", "--format", "json")
     services = json.loads(run(*words, cwd=bake()).stdout)["services"]
     assert len(services) >= 6
-    for service in services.values():
+    for name, service in services.items():
         assert argument is None or service["build"]["args"][argument] == value
-        assert variable is None or service["environment"][variable] == value
+        # these two see only what they need, and install nothing
+        assert variable is None or name in {"serve", "tensorboard"} or service["environment"][variable] == value
 
 
 def test_every_argument_of_the_build_is_one_of_the_dockerfile(bake):
@@ -142,3 +143,54 @@ def test_debian_packages_come_from_the_mirror_also_later(bake):
     """The sources of the image are rewritten before anything else, so that apt in a container uses the mirror too."""
     script = (bake() / "docker/install-apt").read_text()
     assert script.index("sed -i") < script.index("dpkg --status") < script.index("wheelhouse: all")
+
+
+@pytest.mark.parametrize("name", ["UV_DEFAULT_INDEX", "TORCH_INDEX_BASE", "APT_MIRROR"])
+@pytest.mark.parametrize("where", [".env", "shell", mirrors.FILE])
+def test_a_password_in_an_address_is_refused_and_not_repeated(project, monkeypatch, capsys, name, where):
+    """It would become an argument of the image build, and `docker history` shows those."""
+    address = "https://ada:tr0ub4dor@mirror.example/simple"
+    if where == ".env":
+        (project / ".env").write_text(f"{name}={address}\n")
+    elif where == "shell":
+        monkeypatch.setenv(name, address)
+    else:
+        (project / mirrors.FILE).write_text(f"[china]\n{name} = {address}\n")
+    assert setup.run(project, None, CATALOGUE, facts()) == 2
+    said = capsys.readouterr().err
+    assert f"{name} in " in said
+    assert "NETRC=" in said
+    assert "tr0ub4dor" not in said
+    assert BEGIN not in ((project / ".env").read_text() if (project / ".env").exists() else "")
+
+
+def test_a_netrc_is_named_to_the_build_and_not_copied(project, tmp_path, capsys):
+    (tmp_path / "netrc").write_text("machine mirror.example login ada password tr0ub4dor\n")
+    (project / ".env").write_text("NETRC=../netrc\n")
+    assert setup.run(project, None, CATALOGUE, facts()) == 0
+    assert Path(block(project)["LAB_NETRC"]).samefile(tmp_path / "netrc")
+    for file in project.rglob("*"):
+        assert not file.is_file() or "tr0ub4dor" not in file.read_text(errors="replace")
+    (project / ".env").write_text("NETRC=../gone\n")
+    assert setup.run(project, None, CATALOGUE, facts()) == 2
+    assert "NETRC=../gone cannot be read" in capsys.readouterr().err
+
+
+def test_the_build_itself_refuses_a_password(tmp_path):
+    """Where host-setup was not asked: a build that fails makes no image whose history could keep it."""
+    script = SHIPPED.parents[1] / "docker" / "with-host-ca"
+    for name in ("UV_DEFAULT_INDEX", "TORCH_INDEX", "APT_MIRROR"):
+        done = run("sh", script, "touch", tmp_path / "ran", env={name: "https://ada:tr0ub4dor@mirror.example/x"})
+        assert done.returncode == 2
+        assert f"{name} holds a user or a password" in done.stderr
+        assert "tr0ub4dor" not in done.stderr
+    assert not (tmp_path / "ran").exists()
+    done = run("sh", script, "true", env={"UV_DEFAULT_INDEX": "https://mirror.example/@x/simple"})
+    assert "password" not in done.stderr
+
+
+def test_every_step_of_the_build_that_downloads_gets_both_secrets():
+    dockerfile = (SHIPPED.parents[1] / "docker" / "Dockerfile").read_text()
+    steps = [step for step in dockerfile.split("\nRUN ") if "with-host-ca /" in step or "with-host-ca /docker" in step]
+    assert len(steps) == 5
+    assert all("type=secret,id=host-ca" in step and "type=secret,id=netrc" in step for step in steps)

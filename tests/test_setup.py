@@ -279,7 +279,8 @@ def test_splitting_keeps_every_byte_and_settles(lines):
 def test_compose_reads_no_name_that_a_shell_overrides_the_decision_with(project):
     run(project, facts("4090"))
     assert set(block(project)) & set(OVERRIDES) == {"COMPOSE_PROJECT_NAME"}
-    assert set(block(project)) == set(files.KEYS) - set(mirrors.NAMES)  # those only where mirrors.conf sets them
+    # those only where mirrors.conf, and where NETRC, sets them
+    assert set(block(project)) == set(files.KEYS) - set(mirrors.NAMES) - {"LAB_NETRC"}
 
 
 def test_an_override_below_a_damaged_block_is_the_users(project):
@@ -754,7 +755,7 @@ def test_nobody_reads_a_file_while_it_is_written(project, monkeypatch):
     finally:
         os.umask(mask)
     assert seen == [0o600] * 4
-    assert (project / ".env").stat().st_mode & 0o777 == 0o640
+    assert (project / ".env").stat().st_mode & 0o777 == 0o600
     assert (project / ".devcontainer" / "compose.local.yaml").stat().st_mode & 0o777 == 0o640
 
 

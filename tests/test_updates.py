@@ -27,6 +27,7 @@ def cruft(*arguments: str, cwd: Path) -> str:
     [
         ("https://jane:ghp_SECRET@git.example/t.git", "https://git.example/t.git"),
         ("https://token@git.example/t.git", "https://git.example/t.git"),
+        ("https://jane:p@ss@git.example/t.git", "https://git.example/t.git"),
         ("https://git.example/a@b.git", "https://git.example/a@b.git"),
         ("git@git.example:org/t.git", "git@git.example:org/t.git"),
         ("/srv/git/t.git", "/srv/git/t.git"),

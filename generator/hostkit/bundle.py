@@ -194,11 +194,10 @@ def in_base_image(project: Path, recipe: Recipe, user: str, variables: Mapping[s
     command = ["docker", "run", "--rm", "--init", "--user", user, "--entrypoint", "", "--security-opt", "label=disable"]
     command += ["--tmpfs", "/run/build", "--volume", f"{project.resolve() / 'docker'}:/docker:ro"]
     command += ["--volume", f"{(project / FOLDER).resolve()}:/wheelhouse"]
-    command += ["--volume", f"{recipe.certificates.resolve()}:/run/secrets/host-ca:ro"]
+    for name, file in (("host-ca", recipe.certificates), ("netrc", recipe.netrc)):
+        command += ["--volume", f"{file.resolve()}:/run/secrets/{name}:ro"]
     command += [word for name in proxies() for word in ("--env", name)]
-    command += [
-        word for name in environment for word in ("--env", name)
-    ]  # not their values: an index may have a password
+    command += [word for name in environment for word in ("--env", name)]
     status, said = follow([*command, recipe.argument("PYTHON_IMAGE"), "/docker/with-host-ca", *words], more=environment)
     if status == 130:
         raise KeyboardInterrupt

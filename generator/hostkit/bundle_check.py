@@ -88,7 +88,7 @@ def built(project: Path, recipe: Recipe) -> str:
     command = ["docker", "build", "--network", "none", "--no-cache", "--progress", "plain", "--tag", name]
     command += ["--file", "docker/Dockerfile", "--secret", f"id=host-ca,src={recipe.certificates}"]
     arguments = {key: value for key, value in recipe.arguments.items() if key.lower() not in PROXIES}
-    command += [word for key in sorted(arguments) for word in ("--build-arg", key)]  # values may hold a password
+    command += [word for key in sorted(arguments) for word in ("--build-arg", key)]
     say("building the image, nothing from the cache, the network cut")
     began = time.monotonic()
     status, said = follow([*command, "."], project, {**arguments, "DOCKER_BUILDKIT": "1"})

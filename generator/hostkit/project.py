@@ -66,9 +66,9 @@ def read_text(path: Path) -> str:
 # LAB_…: not the names of the overrides, which compose would take from the shell instead of the decision
 KEYS = (
     "COMPOSE_FILE", "COMPOSE_PATH_SEPARATOR", "COMPOSE_PROJECT_NAME", "DEV_UID", "DEV_GID", "LAB_TORCH_VERSION",
-    "LAB_TORCHVISION_VERSION", "LAB_TORCH_BUILD", "LAB_TORCH_INDEX", "HOST_CA", "TENSORBOARD_PORT", "JUPYTER_PORT",
-    "SSH_PORT", "SERVE_PORT", "JUPYTER_TOKEN", "PYTHON_IMAGE", "APT_MIRROR", "UV_DEFAULT_INDEX", "HF_ENDPOINT",
-    "YOLOV5_GIT_URL",
+    "LAB_TORCHVISION_VERSION", "LAB_TORCH_BUILD", "LAB_TORCH_INDEX", "HOST_CA", "LAB_NETRC", "TENSORBOARD_PORT",
+    "JUPYTER_PORT", "SSH_PORT", "SERVE_PORT", "JUPYTER_TOKEN", "PYTHON_IMAGE", "APT_MIRROR", "UV_DEFAULT_INDEX",
+    "HF_ENDPOINT", "YOLOV5_GIT_URL",
 )  # fmt: skip
 
 BOM = "\ufeff"  # some editors of Windows begin a file with it, and compose skips it

@@ -18,10 +18,11 @@ DEFAULT_GIT = "https://github.com/ultralytics/yolov5"
 
 
 class Recipe(NamedTuple):
-    """The image of the service `dev`: build arguments, and the file of certificates that it gets as a secret."""
+    """The image of the service `dev`: build arguments, and the files that it gets as secrets."""
 
     arguments: Mapping[str, str]
     certificates: Path
+    netrc: Path  # empty where nobody asks for a password
     git_url: str  # of YOLOv5's source
 
     def argument(self, name: str) -> str:
@@ -45,12 +46,12 @@ def read_recipe(project: Path) -> Recipe:
         data = json.loads(answer.out)
         dev = data["services"]["dev"]
         arguments = {name: str(value or "") for name, value in dev["build"]["args"].items()}
-        certificates = Path(data["secrets"]["host-ca"]["file"])
+        certificates, netrc = (Path(data["secrets"][name]["file"]) for name in ("host-ca", "netrc"))
         url = str((dev.get("environment") or {}).get("YOLOV5_GIT_URL") or DEFAULT_GIT)
     except (ValueError, KeyError, TypeError, AttributeError):
         said = " ".join(answer.text.split())[:200] or answer.state
         raise Cannot(f"docker compose cannot read this project ({said}): mend that first.") from None
-    return Recipe(arguments, certificates, url)
+    return Recipe(arguments, certificates, netrc, url)
 
 
 def pinned_commit(project: Path) -> str:

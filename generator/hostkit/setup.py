@@ -36,6 +36,8 @@ def run(project: Path, accel: str | None, catalogue: Catalogue, facts: Facts | N
         settings = project_settings(project)
         own, _ = split_env(read_text(project / ".env"))
         wishes = read_wishes(os.environ, own, accel)
+        mirrors.refuse_passwords(own_values(own), "in .env")
+        mirrors.refuse_passwords(os.environ, "in the shell")
         sources = mirrors.chosen(project, wishes.mirrors or settings.mirrors, settings.python)
         wishes = wishes._replace(index_base=wishes.index_base or sources.get("TORCH_INDEX_BASE", ""))
         facts = facts or probe(project, needs=needs(project), patience=PATIENCE)
@@ -93,7 +95,8 @@ def files(
     name = wishes.project_name or compose_project_name(settings.slug, facts, project)
     name = "" if said.get("COMPOSE_PROJECT_NAME") else name
     chosen = services.settings(project, said, own_values(block), facts.system)
-    chosen.update(mirrors.unless_set(sources, said))  # Python 3.8 has no |=
+    netrc = mirrors.netrc(wishes.netrc, project)
+    chosen.update({"LAB_NETRC": netrc} if netrc else {}, **mirrors.unless_set(sources, said))  # Python 3.8 has no |=
     env = own + env_block(decision, identity(project, facts), name, chosen)
     return {
         services.KEYS_FILE: services.public_keys(os.environ, said, project),
@@ -329,9 +332,9 @@ def write_atomically(path: Path, content: bytes, owner: tuple[int, int] | None =
 
 
 def _mode(path: Path, old: int | None) -> int:
-    """.env holds Jupyter's token: nobody else of the machine reads it."""
+    """.env holds Jupyter's token: nobody else of the machine reads it, nor a group that many share."""
     if path.name == ".env":
-        return 0o600 if old is None else old & ~0o007
+        return 0o600 if old is None else old & ~0o077
     return 0o666 & ~_umask() if old is None else old
 
 

@@ -13,7 +13,7 @@ ACCELS = ("auto", "gpu", "gpu-cdi", "cpu")
 
 OVERRIDES = (
     "YOLO_ACCEL", "TORCH_BUILD", "TORCH_VERSION", "CUDA_VISIBLE_DEVICES", "EXTRA_CA_CERTS", "TORCH_INDEX_BASE",
-    "COMPOSE_PROJECT_NAME", "MIRRORS",
+    "COMPOSE_PROJECT_NAME", "MIRRORS", "NETRC",
 )  # fmt: skip
 
 
@@ -28,6 +28,7 @@ class Wishes(NamedTuple):
     index_base: str = ""
     project_name: str = ""  # for compose
     mirrors: str = ""  # a section of mirrors.conf
+    netrc: str = ""  # a file, for the image build
 
 
 def read_wishes(environment: Mapping[str, str], own: str, accel: str | None = None) -> Wishes:
@@ -71,4 +72,5 @@ def read_wishes(environment: Mapping[str, str], own: str, accel: str | None = No
         base,
         name,
         value["MIRRORS"],
+        value["NETRC"],
     )

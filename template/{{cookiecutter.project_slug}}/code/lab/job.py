@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lab import record
+from lab.credentials import hidden
 from lab.dataset import Dataset
 from lab.engines import Engine, Prepared
 from lab.errors import LabError
@@ -37,7 +38,7 @@ def kept(
     request = job.request
     given = request.given if resumed is None else _repeating(prepared.run, request)
     words = command_line(request.task, given, OURS - SPEED)
-    command = ["lab", request.task, "--engine", job.engine.name, *words]
+    command = ["lab", request.task, "--engine", job.engine.name, *map(hidden, words)]  # a camera has a password
     seed = int(prepared.options.get("seed", 0))
     return record.kept(prepared.run, job.project, command, request.task, job.engine.name, dataset, seed, resumed)
 

@@ -28,6 +28,13 @@ from lab.project import Project
 
 NAME, DIFF = "run.json", "diff.patch"
 DIFF_LIMIT = 1 << 20  # bytes; a larger difference is a data file committed by mistake
+SECRETS = (
+    "*.env",
+    ".env.local",
+    ".netrc",
+    "*.pem",
+    "*.key",
+)  # files that are in no difference, even when git follows them
 GIT_LIMIT = 20.0  # seconds
 PATIENCE = 60.0  # seconds that the end of a run waits for the data's fingerprint
 HASTE = 3.0  # seconds of the same, after Ctrl-C or a failure
@@ -272,7 +279,8 @@ def git(root: Path, directory: Path) -> Said | None:
     }
     if len(lines) > untracked:
         # only what is below `root`: a project inside a larger repository answers for itself
-        diff = _git(root, "diff", "--no-ext-diff", "--no-textconv", "--no-color", "HEAD", "--", ".") or b""
+        kept_out = [f":(exclude,glob)**/{name}" for name in SECRETS]
+        diff = _git(root, "diff", "--no-ext-diff", "--no-textconv", "--no-color", "HEAD", "--", ".", *kept_out) or b""
         about["cut"] = len(diff) > DIFF_LIMIT
         with contextlib.suppress(OSError):
             (directory / DIFF).write_bytes(diff[:DIFF_LIMIT])

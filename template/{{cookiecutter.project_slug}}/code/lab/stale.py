@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from lab import pickles
 from lab.dataset import Dataset, label_file
 from lab.errors import LabError
 
@@ -29,6 +30,32 @@ def drop(dataset: Dataset) -> list[Path]:
                 f"{file} is older than the data it was made from and cannot be deleted ({error.strerror}): delete it"
             ) from error
     return stale
+
+
+def drop_foreign(dataset: Dataset) -> list[Path]:
+    """Delete the label caches that hold more than numbers; returns them. The engines load them as full pickles.
+
+    Raises LabError where one cannot be deleted.
+    """
+    foreign = [cache for cache in _caches(dataset) if _foreign(cache)]
+    for file in foreign:
+        try:
+            file.unlink(missing_ok=True)
+        except OSError as error:
+            raise LabError(
+                f"{file} would run a program when an engine reads it, and cannot be deleted ({error.strerror}): delete "
+                "it, and do not trust whoever made this data set"
+            ) from error
+    return foreign
+
+
+def _foreign(cache: Path) -> bool:
+    try:
+        return bool(pickles.strangers(cache, pickles.CACHE))
+    except OSError:
+        return False  # nor will the engine read it
+    except ValueError:
+        return True
 
 
 def _changed(path: str | Path) -> int:
@@ -52,6 +79,14 @@ def _label_caches(dataset: Dataset) -> Iterator[Path]:
     for cache, time in newest.items():
         if cache.is_file() and cache.stat().st_mtime_ns <= time:
             yield cache
+
+
+def _caches(dataset: Dataset) -> set[Path]:
+    """The label caches that an engine would read."""
+    images = (image for split in dataset.sources for image in dataset.images(split))
+    places = {label_file(image).parent.with_suffix(".cache") for image in images}
+    lists = {source.with_suffix(".cache") for sources in dataset.sources.values() for source in sources}
+    return {cache for cache in places | lists if cache.is_file()}
 
 
 def _pictures(dataset: Dataset) -> Iterator[Path]:

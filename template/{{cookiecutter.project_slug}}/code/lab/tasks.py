@@ -78,8 +78,8 @@ def perform(request: Request, project: Project, log: IO[str] | None = None) -> P
     names, cfg = model or _weights(job)
     if request.task == "train":
         _require_cache(request, dataset)
-    if dataset is not None and request.task in ("train", "val") and stale.drop(dataset):
-        say("labels or pictures have changed, so the engines' caches of them were deleted")
+    if dataset is not None and request.task in ("train", "val"):
+        _drop_label_caches(dataset, project)
     with _run_directory(job, cfg or names[0]) as directory:
         if dataset is not None:
             place = directory or project.runs
@@ -270,12 +270,21 @@ def _workers(job: Job, options: dict[str, Any]) -> int:
     return fitting
 
 
+def _drop_label_caches(dataset: data.Dataset, project: Project) -> None:
+    """The engines' caches of labels that must not be read any more."""
+    for cache in stale.drop_foreign(dataset):
+        shown = project.show(cache)
+        say(f"{shown} was a program and no list of labels, so it was deleted: do not trust who made this data")
+    if stale.drop(dataset):
+        say("labels or pictures have changed, so the engines' caches of them were deleted")
+
+
 def _weights(job: Job) -> tuple[list[str], str | None]:
     """Checkpoints (none for training from scratch) and the model yaml."""
     request, project = job.request, job.project
     given, cfg = request.get("weights"), request.get("cfg")
     if request.task != "train":
-        names = given or ([str(file)] if (file := weights.at_hand(project, job.engine.name)) else [])
+        names = given or ([file] if (file := _at_hand(job)) else [])
         if not names:
             raise LabError(f"--weights is missing: {weights.recent(project)}")
         found = [_checkpoint(name, job) for name in names]
@@ -285,9 +294,9 @@ def _weights(job: Job) -> tuple[list[str], str | None]:
     if given:
         return [_checkpoint(given, job)], job.engine.model(cfg, project) if cfg else None
     if given is None and not cfg:
-        file = weights.at_hand(project, job.engine.name)
-        if file is not None:
-            return [str(file)], None
+        file = _at_hand(job)
+        if file:
+            return [file], None
     return [""], job.engine.model(cfg or f"{project.model}.yaml", project)
 
 
@@ -298,6 +307,14 @@ def _say_if_from_scratch(job: Job, prepared: Prepared) -> None:
     name = job.project.model
     why = "" if job.request.get("cfg") else f", because {name}.pt is not here and nothing is downloaded"
     say(f"training from scratch, from {Path(prepared.cfg or name).name}{why}")
+
+
+def _at_hand(job: Job) -> str:
+    file = weights.at_hand(job.project, job.engine.name)
+    if file is None:
+        return ""
+    weights.require_checkpoint(file, file.name)
+    return str(file)
 
 
 def _checkpoint(name: str, job: Job) -> str:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
+from lab.credentials import hidden
 from lab.errors import LabError
 from lab.project import Project
 
@@ -233,4 +234,4 @@ def rows(file: Path) -> list[dict[str, float]]:
 
 
 def _say(sentence: str) -> None:
-    print(f"lab: {sentence}", file=sys.stderr, flush=True)
+    print(f"lab: {hidden(sentence)}", file=sys.stderr, flush=True)

@@ -284,6 +284,7 @@ def _go_on(job: Job, directory: Path, given: dict[str, Any], log: IO[str] | None
         say(f"{name} was stopped before its first epoch was saved, so it begins anew with the same options")
         start = Start(prepared)
     else:
+        weights.require_checkpoint(last, job.project.show(last))
         say(f"going on with {name} after {standing.epochs} of {epochs} epochs{_schedule(given)}")
         limits.require_room(directory, "yolov5n")
         start = Start(prepared, last, given)

@@ -16,6 +16,7 @@ import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
+from lab.credentials import hidden
 from lab.errors import FAILED, LabError
 from lab.project import Project
 
@@ -107,7 +108,7 @@ def fetch(project: Project) -> str:
             FAILED,
         ) from error
     _install(files, target)
-    return f"YOLOv5 {COMMIT[:8]} from {url}, verified: {project.show(target)}"
+    return f"YOLOv5 {COMMIT[:8]} from {hidden(url)}, verified: {project.show(target)}"
 
 
 def _archives(wheelhouse: Path) -> list[Path]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
 import zipfile
 from pathlib import Path
 
+from lab import pickles
 from lab.errors import LabError
 from lab.project import Project
 
+TRUST = "LAB_TRUST_CHECKPOINTS"
 OFFICIAL = re.compile(r"(yolov5[nsmlx]6?)u?\.pt")
 
 
@@ -39,7 +42,10 @@ def newest(name: str, project: Project) -> Path | None:
 
 
 def require_checkpoint(file: Path, name: str) -> None:
-    """Raises LabError when a .pt file is none: torch writes a zip archive, or, long ago, a bare pickle."""
+    """Raises LabError when a .pt file is none, or would run what no checkpoint of the engines needs.
+
+    torch writes a zip archive, or, long ago, a bare pickle.
+    """
     if file.is_dir():
         raise LabError(f"--weights {name} is a directory: name the checkpoint in it, such as {name}/best.pt")
     if file.suffix == ".pt":
@@ -49,6 +55,21 @@ def require_checkpoint(file: Path, name: str) -> None:
             raise LabError(
                 f"{name} is no checkpoint: it may be cut short, or a page saved in its place; use another one"
             )
+        if not os.environ.get(TRUST):
+            _require_harmless(file, name)
+
+
+def _require_harmless(file: Path, name: str) -> None:
+    try:
+        strange = pickles.strangers(file)
+    except ValueError as error:
+        raise LabError(f"{name} is no whole checkpoint ({error}): use another one") from error
+    if strange:
+        some = ", ".join(strange[:3]) + (f" and {len(strange) - 3} more" if len(strange) > 3 else "")
+        raise LabError(
+            f"{name} would call {some} when it is loaded, which no checkpoint of the engines needs, so it may be an "
+            f"attack: use another one; if it is your own, with classes of yours, {TRUST}=1 before the command loads it"
+        )
 
 
 def at_hand(project: Project, engine: str) -> Path | None:
