@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 from conftest import ROOT
 
@@ -19,10 +20,19 @@ def test_the_options_table_is_generated() -> None:
     assert marked[1].strip() == options_table(questions).strip()
 
 
+def targets(makefile: Path) -> set[str]:
+    """What can be made by `makefile`."""
+    return set(re.findall(r"^([a-z0-9-]+):", makefile.read_text(encoding="utf-8"), re.MULTILINE))
+
+
 def test_every_make_target_it_names_exists() -> None:
-    targets = set(re.findall(r"^([a-z0-9]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
-    named = set(re.findall(r"\bmake ([a-z0-9]+)", README))
-    assert {"demo", "test", "e2e"} <= named <= targets
+    """Here, or where the README says so (`in a project: ...`) in a generated project."""
+    [projects] = re.findall(r"in a project: (`make [^;]*);", README)
+    of_projects = set(re.findall(r"\bmake ([a-z0-9-]+)", projects))
+    assert of_projects
+    assert of_projects <= targets(ROOT / "template/{{cookiecutter.project_slug}}/Makefile")
+    named = set(re.findall(r"\bmake ([a-z0-9-]+)", README.replace(projects, "")))
+    assert {"demo", "test", "e2e"} <= named <= targets(ROOT / "Makefile")
 
 
 def test_every_folder_it_names_exists() -> None:
