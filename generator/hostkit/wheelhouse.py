@@ -126,7 +126,7 @@ def damage(project: Path, manifest: Manifest) -> list[str]:
         except OSError as error:
             return f"{name} is missing" if isinstance(error, FileNotFoundError) else f"{name}: {error.strerror}"
 
-    from concurrent.futures import ThreadPoolExecutor  # 20 ms to import, and only a bundle that is checked needs it
+    from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - slow to import, and only a bundle needs it
 
     with ThreadPoolExecutor(4) as pool:
         return [said for said in pool.map(look, sorted(manifest.files.items())) if said]
