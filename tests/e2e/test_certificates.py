@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import http.server
+import ipaddress
+import json
 import os
 import shutil
 import ssl
@@ -38,9 +40,10 @@ def openssl(place: Path, words: str) -> None:
 @pytest.fixture(scope="module")
 def intercepted(opened: Opened, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Intercepted]:
     """An HTTPS server that containers reach by the address of the engine's bridge."""
-    bridge = subprocess.check_output(
-        ["docker", "network", "inspect", "bridge", "--format", "{{(index .IPAM.Config 0).Gateway}}"], text=True
-    ).strip()
+    network = ["docker", "network", "inspect", "bridge", "--format", "{{json (index .IPAM.Config 0)}}"]
+    settings = json.loads(subprocess.check_output(network))
+    # an engine that chose the network by itself names no gateway; it is the first address then
+    bridge = settings.get("Gateway") or str(next(ipaddress.ip_network(settings["Subnet"]).hosts()))
     place = tmp_path_factory.mktemp("authority")
     openssl(place, "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=Company -keyout ca.key -out ca.pem")
     openssl(place, "req -newkey rsa:2048 -nodes -subj /CN=server -keyout key.pem -out request.pem")
