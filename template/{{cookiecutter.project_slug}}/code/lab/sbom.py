@@ -23,7 +23,6 @@ from lab import upstream
 from lab.errors import FAILED, LabError
 
 LOCKS = "docker/*.lock"
-INDEX = "https://pypi.org/project"
 # Classifiers that mean one licence; "BSD License" and the like could be several, and stay words.
 LICENCES = {
     "MIT License": "MIT",
@@ -139,7 +138,7 @@ def python_package(about: metadata.PackageMetadata, hashes: list[str]) -> Json:
         said["externalReferences"] = [
             {
                 "type": "distribution",
-                "url": f"{INDEX}/{name}/{version}/",
+                "url": url,  # not an address: the index is each site's own
                 "comment": "one of these was installed: the lock's hashes of this version",
                 "hashes": [{"alg": "SHA-256", "content": one} for one in hashes],
             }
