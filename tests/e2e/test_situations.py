@@ -489,7 +489,7 @@ class Desk:
         began = time.monotonic()
         done = self.run(tools.node, tools.devcontainer, "up", "--workspace-folder", self.folder, *chosen)
         last = done.stdout.strip().rpartition("\n")[2]
-        print(f"[{time.monotonic() - began:.1f} s] {last}\n{done.stderr}")
+        print(f"[{time.monotonic() - began:.1f} s, exit {done.returncode}] {last}\n{done.stderr}")
         return Opened(json.loads(last)["outcome"], done.stderr, self.engine.asked_for())
 
     def compose(self, *services: str) -> dict[str, dict[str, Any]]:

@@ -275,6 +275,8 @@ def watching(project: Project) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
         [sys.executable, "-m", "lab", "watch", "--interval", "0.2"],
         env={**os.environ, "PYTHONPATH": str(CODE)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # a shell starts what runs in its background deaf to Ctrl-C, these tests too
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     yield process
     process.kill()
