@@ -272,12 +272,13 @@ def test_it_turns_to_a_run_that_begins(project: Project, runs: Any) -> None:
 @pytest.fixture
 def watching(project: Project) -> Iterator[subprocess.Popen[str]]:
     """`lab watch` at work, its output a pipe."""
+    # a shell starts what runs in its background deaf to Ctrl-C, these tests too, and children take that over
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         [sys.executable, "-m", "lab", "watch", "--interval", "0.2"],
         env={**os.environ, "PYTHONPATH": str(CODE)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        # a shell starts what runs in its background deaf to Ctrl-C, these tests too
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
+    signal.signal(signal.SIGINT, before)
     yield process
     process.kill()
     process.wait()
