@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from lab import cli, dataset, pickles, record, stale, tracking, weights
+from lab import cli, dataset, environment, pickles, record, stale, tracking, weights
 from lab.credentials import hidden
 from lab.errors import LabError
 from lab.project import Project
@@ -375,6 +375,15 @@ def test_a_long_archive_is_read(tmp_path: Path) -> None:
     locator = b"PK\6\7" + struct.pack("<IQI", 0, place, 1)
     file.write_bytes(content[:place] + record + locator + content[place:])
     assert pickles.strangers(file) == []
+
+
+@pytest.mark.parametrize(("said", "restricted"), [("", "true"), ("1", "false")])
+def test_ultralytics_loads_by_its_own_list_too(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, restricted: str
+) -> None:
+    monkeypatch.setenv(weights.TRUST, said)
+    monkeypatch.setattr(environment, "_dejavu", lambda: tmp_path / "font")
+    assert environment.child_environment(project, tmp_path / "scratch")["ULTRALYTICS_SAFE_LOAD"] == restricted
 
 
 def test_an_own_class_may_be_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
