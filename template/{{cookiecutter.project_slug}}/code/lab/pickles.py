@@ -14,6 +14,7 @@ import pickle
 import re
 import tarfile
 import zipfile
+from collections import deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -124,12 +125,14 @@ class _Made:
 class _Reader(pickle.Unpickler):
     """Collects what a pickle asks for, what it calls, and what it hands to whom."""
 
-    def __init__(self, file: IO[bytes]) -> None:
+    def __init__(self, file: IO[bytes], known: re.Pattern[str]) -> None:
         super().__init__(file)
+        self.known = known
         self.asked: dict[Said, _Named] = {}
         self.called: set[Said] = set()
         self.driven: set[Said] = set()  # classes of objects that are called themselves: no checkpoint does that
-        self.held: list[Any] = []
+        # what a model could be described by; a cache knows no model, and hands out a hundred thousand arrays
+        self.held: deque[Any] = deque(maxlen=0 if known is CACHE else None)
 
     def find_class(self, module: str, name: str) -> Any:
         """A stand-in, whatever it is."""
@@ -145,9 +148,9 @@ class _Reader(pickle.Unpickler):
         kind: Any = _Named("Stand", (_Made,), {"said": ("torch", "storage"), "reader": self})
         return kind.__new__(kind)
 
-    def strange(self, known: re.Pattern[str]) -> set[str]:
-        """What is not `known`, or not used as the engines do."""
-        unknown = {said for said in self.asked if not known.fullmatch(" ".join(said))}
+    def strange(self) -> set[str]:
+        """What is not known, or not used as the engines do."""
+        unknown = {said for said in self.asked if not self.known.fullmatch(" ".join(said))}
         called = {said for said in self.called if not CALLS.fullmatch(" ".join(said))}
         return {".".join(said) for said in unknown | called | self.driven} | set(_evaluated(self.held))
 
@@ -163,11 +166,11 @@ def strangers(file: Path, known: re.Pattern[str] = CHECKPOINT) -> list[str]:
     with file.open("rb") as opened:
         try:
             for part in _pickles(opened):
-                reader = _Reader(part)
+                reader = _Reader(part, known)
                 try:
                     reader.held.append(reader.load())
                 finally:
-                    found |= reader.strange(known)
+                    found |= reader.strange()
         except OSError:
             raise
         except Exception as error:  # damaged pickles and archives raise whatever they like
@@ -177,7 +180,7 @@ def strangers(file: Path, known: re.Pattern[str] = CHECKPOINT) -> list[str]:
     return sorted(found)
 
 
-def _evaluated(held: list[Any]) -> Iterator[str]:
+def _evaluated(held: Iterable[Any]) -> Iterator[str]:
     """Classes of models that lie about as values, and text in a model's `yaml` that is more than a word of it."""
     seen: set[int] = set()
     left = list(held)
