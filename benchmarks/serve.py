@@ -1,6 +1,7 @@
 """What `lab serve` gives of bare onnxruntime's throughput, and how its answers' times spread, under load.
 
-    python benchmarks/serve.py MODEL.onnx [--picture FILE.jpg] [--cores 2] [--rounds 5] [--seconds 10] [--clients 8]
+    python benchmarks/serve.py MODEL.onnx [--name yolov5n] [--picture FILE.jpg] [--cores 2] [--rounds 5] \\
+        [--seconds 10] [--clients 8]
 
 In a container of a project (onnxruntime and the service's packages are there):
 
@@ -22,6 +23,7 @@ import datetime
 import json
 import os
 import platform
+import re
 import selectors
 import socket
 import statistics
@@ -125,6 +127,10 @@ class Service:
         )  # fmt: skip
         assert self.process.stdout
         for line in self.process.stdout:
+            if about := re.search(r"\((\w+), (\d+) x (\d+) pixels, (\d+) classes\)", line):
+                self.about = {
+                    "engine": about[1], "width": int(about[2]), "height": int(about[3]), "classes": int(about[4]),
+                }  # fmt: skip
             if line.startswith("lab: http://"):
                 self.port = int(line.split(":")[3].split(",")[0])
                 return
@@ -152,6 +158,7 @@ def main() -> None:
     """Alternate bare and service, and write what came out."""
     parser = argparse.ArgumentParser()
     parser.add_argument("model")
+    parser.add_argument("--name", default="", help="what the model is, where its file is called best.onnx: yolov5n")
     parser.add_argument("--picture", type=Path)
     parser.add_argument("--cores", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
@@ -177,6 +184,7 @@ def main() -> None:
     else:
         drawn = demo.draw(demo.Recipe(images=2, size=640), "val", 0)[0]
         picture = cv2.imencode(".jpg", drawn, [cv2.IMWRITE_JPEG_QUALITY, 90])[1].tobytes()
+    file = Path(given.model)
     rounds = []
     for number in range(given.rounds):
         done = subprocess.run(
@@ -215,7 +223,7 @@ def main() -> None:
         "versions": {
             "python": platform.python_version(), "onnxruntime": onnxruntime.__version__, "opencv": cv2.__version__,
         },
-        "model": Path(given.model).name,
+        "model": {"name": given.name or file.stem, "bytes": file.stat().st_size, **service.about},
         "picture": f"{given.picture.name if given.picture else 'made-up, 640 x 640'}, {len(picture) >> 10} KiB",
         "clients": given.clients, "seconds": given.seconds,
         "clients_share_the_cores": len(here) <= given.cores,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from lab.limits import processors
 from lab.project import CODE, Project
+from lab.weights import TRUST
 
 # What would touch the network in YOLOv5 and ultralytics, and its switch.
 OFFLINE = {
@@ -34,6 +35,8 @@ def child_environment(project: Project, scratch: Path) -> dict[str, str]:
     environment = {
         **os.environ,
         **OFFLINE,
+        # ultralytics' own list of what a checkpoint may hold, beside ours (lab.pickles); from torch 2.6 on
+        "ULTRALYTICS_SAFE_LOAD": "false" if os.environ.get(TRUST) else "true",
         "YOLO_CONFIG_DIR": str(settings.parent),
         "YOLOV5_CONFIG_DIR": str(settings),
         "YOLOv5_DATASETS_DIR": str(project.root / "data"),

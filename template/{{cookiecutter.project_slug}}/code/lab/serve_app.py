@@ -27,6 +27,8 @@ from prometheus_client import (
     generate_latest,
 )
 from pydantic import BaseModel, Field
+from python_multipart.multipart import parse_options_header
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 
@@ -38,7 +40,9 @@ from lab.serve_queue import Found, Queue, Watchers, Wish
 PAGE = Path(__file__).with_name("serve_page.html")
 MEBIBYTE = 1 << 20
 RAW = ("image/jpeg", "image/png", "image/bmp", "image/x-ms-bmp", "image/webp", "application/octet-stream")
+BOUNDARY = re.compile(r"[\w'()+,./:=?-][\w'()+,./:=? -]{0,69}", re.ASCII)
 PATHS = ("/", "/predict", "/health", "/metrics", "/docs", "/openapi.json")
+ASK_FOR_TOKEN = "without a token (LAB_SERVE_TOKEN, --token-file)"
 SECONDS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 Message = dict[str, Any]  # of ASGI
 
@@ -217,13 +221,17 @@ class Service:
     async def _files(self, body: _Body) -> list[tuple[str, bytes]]:
         """Names and contents of a form's files, in memory: their names never meet a file system."""
         images = self.limits.images
-        parser = MultiPartParser(body.request.headers, body.parts(), max_files=images, max_fields=images)
+        parser = MultiPartParser(_form_type(body.request), body.parts(), max_files=images, max_fields=0)
         parser.spool_max_size = body.most + 1
         try:
             form = await parser.parse()
         except MultiPartException as error:
             if len(parser.items) >= images:
                 raise Refusal(413, f"more than {images} pictures in a request: send several requests") from error
+            if error.message.startswith("Too many fields"):
+                raise Refusal(
+                    400, "the form has a field that is no file: options belong in the address, ?conf=0.4"
+                ) from error
             raise Refusal(400, f"the form cannot be read: {error.message}") from error
         files = []
         for _, part in form.multi_items():
@@ -287,6 +295,7 @@ def make_app(service: Service, log: bool = False) -> Any:
         408: {"model": Problem, "description": "the body came too slowly"},
         413: {"model": Problem, "description": "too many bytes, pixels or pictures"},
         415: {"model": Problem, "description": "no picture of a known kind"},
+        421: {"model": Problem, "description": "without a token: by another name, or from another page"},
         422: {"model": Problem, "description": "a damaged picture, or a parameter out of range"},
         429: {"model": Problem, "description": "busy; Retry-After says for how many seconds"},
         503: {"model": Problem, "description": "the model does not answer, or not in time"},
@@ -311,14 +320,15 @@ def make_app(service: Service, log: bool = False) -> Any:
     app.add_exception_handler(Refusal, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
-    return _Counted(app, service.meters, log)
+    return _Counted(app, service, log)
 
 
 class _Counted:
     """Around the application: counts what was answered, logs it when asked to, and closes what browsers leave open."""
 
-    def __init__(self, app: Any, meters: Meters, log: bool) -> None:
-        self.app, self.meters, self.log = app, meters, log
+    def __init__(self, app: Any, service: Service, log: bool) -> None:
+        self.app, self.meters, self.log = app, service.meters, log
+        self.open = not service.token
 
     async def __call__(
         self,
@@ -339,7 +349,9 @@ class _Counted:
             await send(message)
 
         try:
-            await self.app(scope, receive, told)
+            strange = self.open and _strange_page(Headers(scope=scope))
+            answer: Any = _json({"error": strange}, 421) if strange else self.app
+            await answer(scope, receive, told)
         finally:
             path = scope["path"] if scope["path"] in PATHS else "other"
             self.meters.requests.labels(path, str(status)).inc()
@@ -349,6 +361,23 @@ class _Counted:
                 print(
                     f"{time.strftime('%H:%M:%S')} {address} {scope['method']} {path} {status} {took:.0f} ms", flush=True
                 )
+
+
+def _strange_page(headers: Headers) -> str:
+    """Why a request seems to come from somebody else's page in a browser that reaches this port; "" when it does not.
+
+    Such a page needs a name of its owner's that leads here (DNS rebinding), which has a dot and is no address, or it
+    sends a form across, with an Origin. Where a token is wanted it has none, and neither matters.
+    """
+    host = headers.get("host", "").lower()
+    name = host.rpartition(":")[0] if re.search(r":\d*$", host) else host
+    plain = "." not in name.rstrip(".") or name.endswith(".localhost")
+    if not plain and not name.startswith("[") and not re.fullmatch(r"\d+(\.\d+){3}", name):
+        return f"{ASK_FOR_TOKEN} this answers to addresses and plain names, not to {name[:80]}"
+    origin = headers.get("origin")
+    if origin is not None and origin.lower().partition("://")[2] != host:
+        return f"{ASK_FOR_TOKEN} this answers to no page of another origin"
+    return ""
 
 
 class _Body:
@@ -369,6 +398,18 @@ class _Body:
             yield part
 
 
+def _form_type(request: Request) -> Headers:
+    """The Content-Type of a form, with its boundary and nothing else. Raises Refusal (400).
+
+    The parser decodes names by the `charset` that it finds there: some of Python's take minutes for a megabyte, others
+    make text that is none.
+    """
+    boundary = parse_options_header(request.headers["content-type"])[1].get(b"boundary", b"").decode("latin-1")
+    if not BOUNDARY.fullmatch(boundary):
+        raise Refusal(400, "the form cannot be read: its Content-Type needs a boundary of 1 to 70 plain characters")
+    return Headers({"Content-Type": f'multipart/form-data; boundary="{boundary}"'})
+
+
 async def _gone(request: Request) -> None:
     """Until the client has closed its connection."""
     while (await request.receive())["type"] != "http.disconnect":
@@ -380,7 +421,7 @@ def _too_long(most: int) -> Refusal:
 
 
 def _json(said: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    content = json.dumps(said, separators=(",", ":"), ensure_ascii=False).encode()
+    content = json.dumps(said, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "replace")
     return Response(content, status, headers, media_type="application/json")
 
 

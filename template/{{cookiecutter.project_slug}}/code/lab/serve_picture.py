@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import threading
+from collections.abc import Iterator
 
 import cv2
 import numpy as np
@@ -24,8 +26,29 @@ class Refusal(Exception):
         self.headers = headers or {}
 
 
-def decode(data: bytes, most: int) -> npt.NDArray[np.uint8]:
-    """The picture, H x W x 3 in BGR, turned as its EXIF data says. Raises Refusal, also beyond `most` pixels."""
+class Pixels:
+    """How many pixels may be decoded at once, in all threads together: memory does not grow with the processors."""
+
+    def __init__(self, most: int) -> None:
+        self._left = most
+        self._freed = threading.Condition()
+
+    @contextlib.contextmanager
+    def taken(self, count: int) -> Iterator[None]:
+        """Wait until there are so many, and give them back afterwards. `count` must not be over `most`."""
+        with self._freed:
+            self._freed.wait_for(lambda: self._left >= count)
+            self._left -= count
+        try:
+            yield
+        finally:
+            with self._freed:
+                self._left += count
+                self._freed.notify_all()
+
+
+def measure(data: bytes, most: int) -> tuple[int, int]:
+    """Width and height that its header says. Raises Refusal, also beyond `most` pixels."""
     try:
         width, height = dimensions(data, KINDS)
     except Enormous:
@@ -39,6 +62,12 @@ def decode(data: bytes, most: int) -> npt.NDArray[np.uint8]:
             413,
             f"it is {width} x {height} pixels, and {most / MEGAPIXEL:g} million are the limit: send it smaller",
         )
+    return width, height
+
+
+def decode(data: bytes, most: int) -> npt.NDArray[np.uint8]:
+    """The picture, H x W x 3 in BGR, turned as its EXIF data says. Raises Refusal, also beyond `most` pixels."""
+    width, height = measure(data, most)
     image = None
     if chunks_fit(data):
         with contextlib.suppress(cv2.error):

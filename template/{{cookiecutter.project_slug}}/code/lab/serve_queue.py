@@ -22,9 +22,10 @@ import numpy.typing as npt
 
 from lab.onnx_detect import Array, Classes, candidates, distinct, fit, letterbox
 from lab.onnx_model import Network
-from lab.serve_picture import Refusal, decode
+from lab.serve_picture import Pixels, Refusal, decode, measure
 
 PROBE_SECONDS = 20.0  # so old may the last inference be, before /health tries one
+DECODED = 4  # pictures of the largest size that may be decoded at once; smaller ones, as many more
 PROBE_LIMIT = 5.0  # seconds that one may take, beyond what waits before it
 
 
@@ -93,6 +94,7 @@ class Queue:
     ) -> None:
         self.network, self.workers, self.batch, self.room = network, workers, batch, room
         self.most_pixels, self.watchers = most_pixels, watchers
+        self.pixels = Pixels(DECODED * most_pixels)
         self.places = 0  # pictures that were let in and are not answered; of the event loop alone
         self.failure = ""  # why the last inference failed
         self.succeeded = time.monotonic()
@@ -227,9 +229,13 @@ class Queue:
         if job.data is None:
             out.fill(0)
             return self.network.size
-        image: npt.NDArray[np.uint8] = decode(job.data, self.most_pixels)
-        letterbox(image, self.network.size, out)
-        return image.shape
+        width, height = measure(job.data, self.most_pixels)
+        with self.pixels.taken(width * height):
+            image: npt.NDArray[np.uint8] = decode(job.data, self.most_pixels)
+            letterbox(image, self.network.size, out)
+            shape = image.shape
+            del image
+        return shape
 
     def _found(self, raw: Array, shape: tuple[int, ...], wish: Wish, seconds: tuple[float, float, float]) -> Found:
         boxes, scores, labels = candidates(raw, self.network.layout, wish.confidence)

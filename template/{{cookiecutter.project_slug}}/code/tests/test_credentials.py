@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import collections
+import copyreg
 import json
 import os
 import pickle
+import struct
 import subprocess
+import sys
 import tarfile
+import types
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lab import cli, dataset, pickles, record, stale, tracking, weights
+from lab import cli, dataset, environment, pickles, record, stale, tracking, weights
 from lab.credentials import hidden
 from lab.errors import LabError
 from lab.project import Project
@@ -185,6 +190,200 @@ def test_tricks_with_the_file_are_refused(tmp_path: Path, make: str, monkeypatch
         file.write_bytes(content[: len(content) - (30 if make == "cut" else 0)])
     with pytest.raises(LabError, match=r"best\.pt (would call|is no whole checkpoint)"):
         weights.require_checkpoint(file, file.name)
+
+
+EVAL = {"activation": "__import__('os').system('true')"}
+LAYERS = {
+    "nc": 80,
+    "depth_multiple": 0.33,
+    "anchors": [[10, 13, 16, 30]],
+    "backbone": [[-1, 1, "Conv", [64, 6, 2, 2]], [-1, 1, "nn.Upsample", ["None", 2, "nearest"]]],
+    "head": [[[17, 20], 1, "Detect", ["nc", "anchors"]], [-1, 1, "TorchVision", ["resnet18", True, "[1, 2]"]]],
+    "activation": "nn.LeakyReLU(0.1, inplace=True)",
+    "yaml_file": "/home/ada (old)/yolov5n.yaml",
+}
+
+
+class Call:
+    """Unpickled as `function(*given)`."""
+
+    def __init__(self, function: Any, *given: Any) -> None:
+        self.made = function, given
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        return self.made
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Names of the engines and of torch, importable so that pickles can be made of them."""
+    found: dict[str, Any] = {}
+    for package in ("models", "ultralytics", "ultralytics.nn"):
+        monkeypatch.setitem(sys.modules, package, types.ModuleType(package))
+    for module, names in {
+        "models.yolo": ["DetectionModel"],
+        "ultralytics.nn.tasks": ["DetectionModel"],
+        "models.common": ["Conv"],
+        "torch": ["Tensor"],
+        "torch._tensor": ["_rebuild_from_type_v2"],
+        "torch._utils": ["_rebuild_parameter"],
+    }.items():
+        made = types.ModuleType(module)
+        for name in names:
+            made.__dict__[name] = type(name, (), {"__module__": module})
+            found.setdefault(name, made.__dict__[name])
+            found[f"{module}.{name}"] = made.__dict__[name]
+        monkeypatch.setitem(sys.modules, module, made)
+    return found
+
+
+def instance(kind: Any, **state: Any) -> Any:
+    made = kind.__new__(kind)
+    made.__dict__.update(state)
+    return made
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+@pytest.mark.parametrize("where", ["models.yolo", "ultralytics.nn.tasks"])
+def test_a_class_of_the_engines_may_be_made_and_not_called(
+    tmp_path: Path, engine: dict[str, Any], where: str, protocol: int
+) -> None:
+    """Its constructor evaluates text that it is given."""
+    kind = engine[f"{where}.DetectionModel"]
+    file = tmp_path / "best.pt"
+    for attack in (
+        Call(kind, EVAL),
+        {"model": [Call(kind, EVAL)]},
+        Call(engine["_rebuild_from_type_v2"], kind, engine["Tensor"], (EVAL,), None),
+        Call(copyreg._reconstructor, engine["Conv"], kind, EVAL),  # type: ignore[attr-defined]
+        instance(kind, forward=kind),  # called by whoever runs the model
+        collections.OrderedDict({0: kind}),
+    ):
+        save(file, attack, protocol)
+        assert pickles.strangers(file) == [f"{where}.DetectionModel"]
+    save(file, {"model": instance(kind, yaml=LAYERS, names={0: "a (b)"}), "ema": None}, protocol)
+    assert pickles.strangers(file) == []
+
+
+@pytest.mark.parametrize("content", [b"(}imodels.yolo\nDetectionModel\n.", b"(cmodels.yolo\nDetectionModel\n}o."])
+def test_the_oldest_ways_to_call_are_calls(tmp_path: Path, content: bytes) -> None:
+    with zipfile.ZipFile(tmp_path / "best.pt", "w") as archive:
+        archive.writestr("archive/data.pkl", content)
+    assert pickles.strangers(tmp_path / "best.pt") == ["models.yolo.DetectionModel"]
+
+
+def test_an_object_that_is_called_is_refused(tmp_path: Path) -> None:
+    """A module with hooks would run them."""
+    file = tmp_path / "best.pt"
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02cmodels.common\nConv\n)\x81(tR.")
+    assert pickles.strangers(file) == ["models.common.Conv"]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"activation": "__import__('os').system('true')"},
+        {"activation": "[0 for nn.X.__getitem__ in [eval]]"},
+        {"activation": "nn.SiLU(open('x'))"},
+        {"activation": "os.system"},
+        {"head": [[-1, 1, "os.system", ["'true'"]]]},
+        {"head": [[-1, 1, "DetectMultiBackend", ["'x.pt'"]]]},
+        {"head": [[-1, 1, "DetectionModel", [EVAL]]]},
+        {"head": [[-1, 1, "Conv", [["__import__('os')"]]]]},
+        {"head": [[-1, 1, "Conv", {"a": "__import__('os')"}]]},
+        {"head": "__import__('os')"},
+        {"backbone": [["__import__('os')"]]},
+    ],
+)  # fmt: skip
+def test_a_model_whose_description_is_a_program_is_refused(
+    tmp_path: Path, engine: dict[str, Any], changed: dict[str, Any]
+) -> None:
+    """Both engines evaluate it when they train on from the checkpoint."""
+    file = tmp_path / "best.pt"
+    save(file, {"model": instance(engine["DetectionModel"], yaml=LAYERS | changed)})
+    with pytest.raises(LabError, match=r"would call eval\("):
+        weights.require_checkpoint(file, file.name)
+
+
+def test_a_description_by_other_ways_is_looked_at_too(tmp_path: Path, engine: dict[str, Any]) -> None:
+    file = tmp_path / "best.pt"
+    for thing in (
+        instance(engine["DetectionModel"], _modules=collections.OrderedDict(yaml=EVAL)),
+        instance(engine["DetectionModel"], yaml=collections.OrderedDict(EVAL)),
+        instance(engine["DetectionModel"], yaml="of/somebody.yaml"),
+    ):
+        save(file, thing)
+        assert any(strange.startswith("eval(") for strange in pickles.strangers(file))
+    # taken over by BUILD, then written over in the dictionary that it came from
+    written = (
+        b"\x80\x02cmodels.yolo\nDetectionModel\n)\x81}q\x01X\4\0\0\0yaml}X\n\0\0\0activationX\4\0\0\0f(x)ssb"
+        b"h\x01X\4\0\0\0yaml}s0."
+    )
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("archive/data.pkl", written)
+    assert pickles.strangers(file) == ["eval('f(x)')"]
+
+
+def test_a_class_with_its_source_is_a_class(tmp_path: Path) -> None:
+    """As torch wrote it before its zip archives."""
+    file = tmp_path / "best.pt"
+    first = b"".join(pickle.dumps(one, 2) for one in (0x1950A86A20F9469CFC6C, 1001, {}))
+    module = b"\x80\x02(\x8c\x06modulecmodels.common\nConv\nX\x01\0\0\0aX\x01\0\0\0btQ)\x81."
+    file.write_bytes(first + module + pickle.dumps([], 2))
+    assert pickles.strangers(file) == []
+
+
+@pytest.mark.parametrize("trick", ["capitals", "none", "another", "before", "behind", "comment", "NUL", "two ends"])
+def test_an_archive_in_which_torch_may_read_another_pickle_is_refused(tmp_path: Path, trick: str) -> None:
+    file = tmp_path / "best.pt"
+    good, bad = pickle.dumps({}, 2), pickle.dumps(Attack("true"), 2)
+    members = {
+        "capitals": {"archive/DATA.PKL": bad},
+        "none": {"archive/version": b"3"},
+        "another": {"other/version": b"3", "archive/data.pkl": good},
+        "NUL": {"a": bad, "archive/data.pkl": good},
+    }
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, content in members.get(trick, {"archive/data.pkl": good}).items():
+            archive.writestr(name, content)
+        archive.comment = b"PK\5\6" if trick == "comment" else b""
+    content = file.read_bytes()
+    if trick == "NUL":
+        content = content.replace(b"a" + bad, b"\0" + bad)
+    if trick == "before":
+        content = b"PK\3\4" + content
+    if trick == "behind":
+        content += content
+    if trick == "two ends":
+        place = content.index(b"PK\5\6")
+        record = b"PK\6\6" + struct.pack("<QHHIIQQQQ", 44, 45, 45, 0, 0, 1, 1, *struct.unpack("<II", content[-10:-2]))
+        locator = b"PK\6\7" + struct.pack("<IQI", 0, 0, 1)
+        content = content[:place] + record + locator + content[place:]
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match="archive"):
+        pickles.strangers(file)
+
+
+def test_a_long_archive_is_read(tmp_path: Path) -> None:
+    """torch writes 64-bit records always; this is such an end."""
+    file = tmp_path / "best.pt"
+    save(file, {"epoch": 1})
+    content = file.read_bytes()
+    place = content.index(b"PK\5\6")
+    record = b"PK\6\6" + struct.pack("<QHHIIQQQQ", 44, 45, 45, 0, 0, 2, 2, *struct.unpack("<II", content[-10:-2]))
+    locator = b"PK\6\7" + struct.pack("<IQI", 0, place, 1)
+    file.write_bytes(content[:place] + record + locator + content[place:])
+    assert pickles.strangers(file) == []
+
+
+@pytest.mark.parametrize(("said", "restricted"), [("", "true"), ("1", "false")])
+def test_ultralytics_loads_by_its_own_list_too(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, restricted: str
+) -> None:
+    monkeypatch.setenv(weights.TRUST, said)
+    monkeypatch.setattr(environment, "_dejavu", lambda: tmp_path / "font")
+    assert environment.child_environment(project, tmp_path / "scratch")["ULTRALYTICS_SAFE_LOAD"] == restricted
 
 
 def test_an_own_class_may_be_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

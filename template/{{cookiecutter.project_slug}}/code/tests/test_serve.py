@@ -8,6 +8,7 @@ import json
 import os
 import re
 import resource
+import selectors
 import signal
 import socket
 import struct
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -141,6 +142,42 @@ def form(*files: tuple[str, bytes], name: str = "file") -> tuple[bytes, str]:
     return b"".join(parts) + b"--edge--\r\n", "multipart/form-data; boundary=edge"
 
 
+def crowd(port: int, message: bytes, count: int, limit: float = 60) -> list[int]:
+    """The statuses of so many requests, all of whose connections stand before the first one is sent."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(max(soft, 4 * count), hard), hard))
+    statuses = []
+    with contextlib.ExitStack() as stack, selectors.DefaultSelector() as chooser:
+        everybody = [stack.enter_context(socket.create_connection(("127.0.0.1", port), limit)) for _ in range(count)]
+        for one in everybody:
+            one.sendall(message)
+            chooser.register(one, selectors.EVENT_READ, b"")
+        until = time.monotonic() + limit
+        while chooser.get_map() and time.monotonic() < until:
+            for key, _ in chooser.select(1):
+                one: Any = key.fileobj
+                data = one.recv(1 << 16)
+                chooser.modify(one, selectors.EVENT_READ, key.data + data)
+                if b"\r\n" in key.data + data or not data:
+                    statuses.append(int((key.data + data).split()[1]))
+                    chooser.unregister(one)
+    return statuses
+
+
+def eventually(true: Callable[[], object]) -> None:
+    """Wait for it, ten seconds at most."""
+    until = time.monotonic() + 10
+    while not true() and time.monotonic() < until:
+        time.sleep(0.02)
+    assert true()
+
+
+def posted(body: bytes, kind: str = "image/png") -> bytes:
+    """A whole request to /predict."""
+    head = f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n"
+    return head.encode() + body
+
+
 # --- what it finds ----------------------------------------------------------------------------------------------------
 
 
@@ -209,6 +246,11 @@ REFUSED = {
     "one of several is bad": (
         *form(("a.png", encoded(picture())), ("b.png", b"no")), 415, "picture 2 of 2"
     ),
+    "an option as a field": (
+        b'--edge\r\nContent-Disposition: form-data; name="conf"\r\n\r\n0.5\r\n' + form(("a.png", b"x"))[0],
+        form()[1], 400, "?conf=0.4",
+    ),
+    "a boundary that is none": (form()[0], 'multipart/form-data; boundary="a\\"b"', 400, "boundary"),
     "too many files": (*form(*[("a.png", b"x")] * 17), 413, "16 pictures"),
 }  # fmt: skip
 
@@ -223,6 +265,49 @@ def test_it_is_refused_in_a_sentence(running: Running, case: str, caplog: pytest
     assert running.predict(encoded(picture())).status == 200
     gc.collect()  # a future whose exception nobody heard says so when it goes
     assert not caplog.records
+
+
+@pytest.mark.parametrize("charset", ["punycode", "unicode_escape", "undefined", "idna", "utf-7", "utf-16", "latin-1"])
+def test_a_form_says_nothing_about_how_it_is_decoded(running: Running, charset: str) -> None:
+    """Some of Python's take minutes for a megabyte, in which nobody else is served; others make half characters."""
+    names = ["\\ud800.png", "a" * 1000, "+2AA-", "ä.png"]
+    for said in (f"charset={charset}", f"charset=utf-8; charset={charset}", f"charset*=utf-8''{charset}"):
+        body, kind = form(*[(name, encoded(picture())) for name in names])
+        answer = running.predict(body, f"{kind}; {said}")
+        assert answer.status == 200
+        assert [one["file"] for one in answer.said["images"]] == ["ud800.png", "a" * 200, "+2AA-", "ä.png"]
+        long = b'--edge\r\nContent-Disposition: form-data; name="x"\r\n\r\n' + b"a" * 1_000_000 + b"\r\n--edge--\r\n"
+        assert running.predict(long, f"{kind}; {said}").status == 400
+    assert running.ask("GET", "/health").status == 200
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Host": "127.0.0.1:8000"}, 200),
+        ({"Host": "[::1]:8000"}, 200),
+        ({"Host": "localhost"}, 200),
+        ({"Host": "serve:8000"}, 200),
+        ({"Host": "evil.example:8000"}, 421),
+        ({"Host": "127.0.0.1.evil.example"}, 421),
+        ({"Host": "localhost:8000", "Origin": "http://localhost:8000"}, 200),
+        ({"Host": "localhost:8000", "Origin": "http://evil.example"}, 421),
+        ({"Host": "localhost:8000", "Origin": "http://localhost:9000"}, 421),
+        ({"Host": "localhost:8000", "Origin": "null"}, 421),
+    ],
+)
+def test_pages_of_others_use_it_with_a_token_or_not_at_all(headers: dict[str, str], status: int) -> None:
+    """A browser on this machine reaches the port for them: by a name of theirs that leads here, or by a form."""
+    body, kind = encoded(picture()), {"Content-Type": "image/png"}
+    with run_service() as one:
+        answer = one.ask("POST", "/predict", body, {**kind, **headers})
+        assert answer.status == status
+        assert status == 200 or "LAB_SERVE_TOKEN" in answer.said["error"]
+        assert one.ask("GET", "/", headers=headers).status == status
+    with run_service(token=TOKEN) as one:
+        assert one.ask("POST", "/predict", body, {**kind, **headers}).status == 401
+        headers = {**headers, "Authorization": f"Bearer {TOKEN}"}
+        assert one.ask("POST", "/predict", body, {**kind, **headers}).status == 200
 
 
 def test_50_mb_of_garbage_is_refused_and_forgotten(running: Running) -> None:
@@ -306,13 +391,94 @@ def test_a_thousand_at_once_are_served_or_told_to_come_back() -> None:
     with run_service(Limits(room=32)) as one:
         one.session.seconds = 0.01
         data = encoded(np.random.default_rng(0).integers(0, 255, (128, 128, 3), dtype=np.uint8))
-        with ThreadPoolExecutor(250) as pool:
-            answers = list(pool.map(lambda _: one.predict(data), range(1000)))
-        statuses = {answer.status for answer in answers}
-        assert statuses == {200, 429}
-        assert all(int(a.headers["retry-after"]) >= 1 for a in answers if a.status == 429)
+        statuses = crowd(one.port, posted(data), 1000)
+        assert len(statuses) == 1000
+        assert set(statuses) == {200, 429}
         assert (one.queue.places, one.service.held) == (0, 0)
         assert one.predict(data).status == 200
+
+
+def test_who_is_told_to_come_back_hears_when() -> None:
+    with run_service(Limits(room=1), workers=1) as one:
+        one.session.seconds = 0.5
+        with ThreadPoolExecutor(8) as pool:
+            answers = list(pool.map(lambda _: one.predict(encoded(picture())), range(8)))
+        assert {answer.status for answer in answers} == {200, 429}
+        assert all(int(a.headers["retry-after"]) >= 1 for a in answers if a.status == 429)
+
+
+def test_more_connections_than_it_keeps_are_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve, "CONNECTIONS", 50)
+    with run_service() as one:
+        statuses = crowd(one.port, posted(encoded(picture())), 80)
+        assert len(statuses) == 80
+        assert set(statuses) <= {200, 429, 503}
+        assert 503 in statuses
+        assert one.predict(encoded(picture())).status == 200
+
+
+def test_an_address_has_its_share_of_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve_connection, "SHARE", 3)
+    with run_service() as one, contextlib.ExitStack() as stack:
+        asked = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+        opened = [stack.enter_context(socket.create_connection(("127.0.0.1", one.port), 10)) for _ in range(5)]
+        for connection in opened:
+            with contextlib.suppress(ConnectionError):
+                connection.sendall(asked)
+        answers = []
+        for connection in opened:
+            with contextlib.suppress(ConnectionError):
+                answers.append(connection.recv(4096)[:12])
+        assert [answer for answer in answers if answer] == [b"HTTP/1.1 200"] * 3
+        for connection in opened:
+            connection.close()
+        eventually(lambda: not serve_connection.ImpatientProtocol.peers)
+        assert one.ask("GET", "/health").status == 200
+
+
+@pytest.mark.parametrize("times", [1, 4000])
+def test_who_does_not_read_is_left(monkeypatch: pytest.MonkeyPatch, times: int) -> None:
+    """Requests in a row whose answers nobody takes, so that the next one waits for room; or one, and then silence."""
+    monkeypatch.setattr(serve_connection, "HEAD_SECONDS", 0.3)
+    monkeypatch.setattr(serve_connection, "READ_SECONDS", 0.3)
+    with run_service() as one, socket.socket() as deaf:
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        if times == 1:  # an answer that is longer than what the kernel keeps
+            one.service.page = "x" * 20_000_000
+        deaf.connect(("127.0.0.1", one.port))
+        deaf.settimeout(1)
+        path = b"/" if times == 1 else b"/openapi.json"
+        with contextlib.suppress(OSError):
+            for _ in range(times):
+                deaf.sendall(b"GET " + path + b" HTTP/1.1\r\nHost: x\r\n\r\n")
+        eventually(lambda: not serve_connection.ImpatientProtocol.peers)
+        assert one.ask("GET", "/health").status == 200
+
+
+def test_memory_does_not_grow_with_the_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Largest pictures from everybody at once: some are decoded, the others wait for their turn."""
+    pixels = {"now": 0, "most": 0}
+    lock = threading.Lock()
+
+    def counted(data: bytes, most: int) -> Any:
+        with lock:
+            pixels["now"] += 1_000_000
+            pixels["most"] = max(pixels.values())
+        time.sleep(0.1)
+        image = decode_picture(data, most)
+        with lock:
+            pixels["now"] -= 1_000_000
+        return image
+
+    monkeypatch.setattr(serve_queue, "decode", counted)
+    with run_service(Limits(pixels=1_000_000, room=32), workers=16) as one:
+        statuses = crowd(one.port, posted(encoded(picture(1000, 1000))), 32)
+        assert statuses == [200] * 32
+        assert pixels == {"now": 0, "most": serve_queue.DECODED * 1_000_000}
+        # a damaged one gives its pixels back
+        for _ in range(8):
+            assert one.predict(encoded(picture(1000, 1000))[:600]).status == 422
+        assert one.predict(encoded(picture(1000, 1000))).status == 200
 
 
 def test_bytes_that_are_held_are_bounded() -> None:
@@ -605,8 +771,7 @@ def test_serve_keeps_its_memory_under_a_thousand_requests(project: Project) -> N
     body = encoded(noise, ".bmp")  # a mebibyte, so that a thousand of them would be a gibibyte
     with started("--weights", "made.onnx") as (process, one, _):
         one.predict(body, "image/bmp")
-        with ThreadPoolExecutor(200) as pool:
-            statuses = set(pool.map(lambda _: one.predict(body, "image/bmp", limit=120).status, range(1000)))
+        statuses = set(crowd(one.port, posted(body, "image/bmp"), 1000, limit=120))
         status = Path(f"/proc/{process.pid}/status").read_text(encoding="ascii")
         assert statuses <= {200, 429}
         assert 200 in statuses
