@@ -78,6 +78,32 @@ assert type(utils.loss.ComputeLoss(model)) is theirs
 """)
 
 
+def test_boxes_that_do_not_match_cannot_spoil_the_gradients() -> None:
+    compute("""
+theirs = utils.loss.ComputeLoss
+step_yolov5.loss({})
+model = made()
+one, other = theirs(model), utils.loss.ComputeLoss(model)
+targets = torch.tensor([[0, 1, 0.53, 0.53, 0.1, 0.1]])
+for half, low in ((True, -18.0), (False, -30.0)):
+    outputs = [torch.zeros(1, 3, side, side, 8) for side in (16, 8, 4)]
+    found = []
+    for level, output in enumerate(outputs):
+        fits = other._match(other.anchors[level], *output.shape[2:4], targets)[0].any(2).any(0)
+        output[0, ~fits, :, :, 2:4] = low  # sides that underflow, where no target is
+    assert not all(fits.tolist())
+    for compute in (one, other):
+        leaves = [(output.half() if half else output.clone()).requires_grad_() for output in outputs]
+        with torch.autocast("cpu", torch.float16, enabled=half):
+            total, parts = compute(leaves, targets.clone())
+        total.float().sum().backward()
+        assert all(torch.isfinite(leaf.grad).all() for leaf in leaves), (half, low)
+        found.append([total.detach(), parts, *(leaf.grad for leaf in leaves)])
+    for mine, wanted in zip(*found):
+        assert torch.allclose(mine.float(), wanted.float(), rtol=1e-2 if half else 1e-5, atol=1e-4 if half else 1e-7)
+""")
+
+
 def test_the_average_of_the_weights_is_yolov5s() -> None:
     compute("""
 theirs = parts.ModelEMA
@@ -134,6 +160,35 @@ for a, b in zip(mine.parameters(), wanted.parameters()):
 """)
 
 
+@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW"])
+def test_a_first_step_that_overflows_leaves_no_trace(name: str) -> None:
+    compute(f"""
+torch.use_deterministic_algorithms(True)  # as both engines have it: memory that nobody filled holds NaN
+theirs = parts.smart_optimizer
+step_yolov5.fused_optimizer({{}})
+def trained(optimizer_of, overflows, state=None):
+    model = made().model[0]
+    optimizer = optimizer_of(model, {name!r}, 0.01, 0.9, 5e-4)
+    if state:
+        optimizer.load_state_dict(state)
+    torch.manual_seed(0)
+    pictures = torch.rand(2, 3, 32, 32)
+    for overflow in overflows:  # GradScaler tells a fused kernel of it, and does not call another one
+        if optimizer.param_groups[0].get("fused"):
+            optimizer.grad_scale, optimizer.found_inf = None, torch.tensor(float(overflow))
+        elif overflow:
+            continue
+        model(pictures).square().mean().backward()
+        optimizer.step(), optimizer.zero_grad()
+    return model, optimizer
+wanted, plain = trained(theirs, [True, False, False])
+for state in (None, trained(theirs, [])[1].state_dict()):
+    mine, _ = trained(parts.smart_optimizer, [True, False, False], state)
+    for a, b in zip(mine.parameters(), wanted.parameters()):
+        assert torch.allclose(a, b, rtol=1e-4, atol=1e-6)
+""")
+
+
 def test_the_progress_bar_lags_and_the_epochs_end_does_not() -> None:
     compute("""
 from lab.fast.late import Behind, Late, Means
@@ -186,6 +241,40 @@ assert sorted(seen) == sorted(paths) and len(loader) == -(-len(paths) // 4)
 assert type(loader).__name__ == "TrainLoader" and loader.num_workers == 0
 """)
     assert "Traceback" not in text
+
+
+def test_each_rank_of_yolov5_paints_its_own_share_of_the_images(project: Project, shapes: Path) -> None:
+    compute(f"""
+import torch.distributed
+from lab.dataset import open_dataset, entries
+from lab.fast import seams, store_build
+from lab.fast.store_decode import recipe_of
+from lab.project import open_project
+data = open_dataset({str(shapes)!r}, open_project())
+paths = [entry.path for entry in entries(data) if entry.split == "train"]
+store = store_build.build(Path({str(project.root)!r}, "cache"), "shapes", paths, recipe_of("yolov5", 96, True))
+speed = {{"data": "device", "stores": {{"train": str(store.directory), "val": None}}, "partners": "all",
+         "resident_bytes": 0, "switches": []}}
+seams.install({{"speed": speed}}, "yolov5")
+import utils.dataloaders
+utils.dataloaders.WORLD_SIZE = 2
+torch.distributed.barrier = lambda *_, **__: None
+torch.distributed.is_available = lambda: True
+torch.distributed.get_world_size = lambda *_: 2
+seen = []
+for rank in (0, 1):
+    utils.dataloaders.RANK = rank
+    torch.distributed.get_rank = lambda *_: rank
+    loader, dataset = utils.dataloaders.create_dataloader(
+        str(Path(paths[0]).parent), 96, 4, 32, hyp=hyp, augment=True, rank=rank, shuffle=True)
+    assert type(loader).__name__ == "TrainLoader"
+    loader.sampler.set_epoch(1)
+    names = [name for _, _, names, _ in loader for name in names]
+    assert set(names) == {{dataset.im_files[number] for number in dataset.indices}}
+    seen.append(set(names))
+    loader.close()
+assert seen[0] | seen[1] == set(paths) and not seen[0] & seen[1]
+""")
 
 
 # Whole trainings

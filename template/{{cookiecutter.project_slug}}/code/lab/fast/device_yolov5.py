@@ -59,6 +59,8 @@ class TrainLoader(EngineLoader):
         data, hyp = loader.dataset, loader.dataset.hyp
         layers, perspective = 2 if hyp.get("mixup") else 1, bool(hyp.get("perspective"))
         shape = Shape(data.img_size, loader.batch_size, layers, perspective=perspective)
+        # what the sampler gives are places in `indices`, under DDP those of the images that are this rank's
+        named["indices"] = lambda: data.indices
         super().__init__(loader, shape, device, adapt=self._parts, budget=budget, threads=threads, **named)
 
     def drawn(self, images: list[int]) -> Draws:

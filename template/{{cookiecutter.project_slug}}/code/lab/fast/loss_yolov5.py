@@ -75,6 +75,9 @@ class Loss:
 
         centre = found[:, 0:2].sigmoid() * 2 - 0.5
         size = (found[:, 2:4].sigmoid() * 2) ** 2 * anchor
+        # what does not fit is given its wanted box: weighing nothing would not do, 0 x infinity is no number
+        centre = torch.where(fits[:, None], centre, want[:, :2])
+        size = torch.where(fits[:, None], size, want[:, 2:])
         iou = bbox_iou(torch.cat((centre, size), 1), want, CIoU=True).reshape(-1)
         box = ((1.0 - iou) * fits).sum() / count
 

@@ -35,7 +35,27 @@ def fused(optimizer: Any) -> Any:
 
     made.register_load_state_dict_pre_hook(keep)
     restride(made)
+    begin_with_zeros(made)
     return made
+
+
+def begin_with_zeros(optimizer: Any) -> None:
+    """Give SGD its momentum before the first step, as zeros; without dampening the same numbers follow.
+
+    Torch makes the buffers of the fused kernel without filling them, and the kernel leaves them so in a step that
+    overflowed, which the first one, scaled by 65536, often does: the second would then read whatever lay there.
+    """
+    if not isinstance(optimizer, torch.optim.SGD):
+        return
+
+    def zeros(made: Any) -> None:
+        for group in made.param_groups:
+            for parameter in group["params"] if group["momentum"] and not group["dampening"] else ():
+                if made.state[parameter].get("momentum_buffer") is None:
+                    made.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
+    zeros(optimizer)
+    optimizer.register_load_state_dict_post_hook(zeros)
 
 
 def restride(optimizer: Any) -> None:
