@@ -27,11 +27,17 @@ lint: $(VENV)/ready
 e2e: $(VENV)/ready ## generate, open with the Dev Container CLI, train, export; needs Docker, Compose 2, the CLI
 	$(BIN)/python -m pytest tests/e2e --durations=0 -rs
 
-bench: $(VENV)/ready ## measure; results go to benchmarks/results
+# DOCKER_RUN: --gpus all, for instance
+IN_IMAGE = docker run --rm --shm-size 8g $(DOCKER_RUN) --volume "$(CURDIR)":/repo --workdir /repo --user "$$(id -u)" --entrypoint "" $(IMAGE)
+bench: $(VENV)/ready ## measure; results go to benchmarks/results; IMAGE=, a project's image, for training, loader and store too
 	$(BIN)/python benchmarks/generation.py
 	$(BIN)/python benchmarks/doctor.py
 	$(BIN)/python benchmarks/fleet.py
 	$(BIN)/python benchmarks/data_check.py
+	@test -n "$(IMAGE)" || echo "make bench: without IMAGE=, the image of a project, training, loader and store are not measured"
+	$(if $(IMAGE),benchmarks/gpu-pack --python 3.11)
+	$(if $(IMAGE),$(IN_IMAGE) benchmarks/gpu.sh)
+	$(if $(IMAGE),$(IN_IMAGE) python benchmarks/store.py)
 	$(BIN)/python benchmarks/table.py
 
 lock: ## refresh requirements.lock; needs uv

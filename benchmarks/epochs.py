@@ -3,14 +3,14 @@
     PYTHONPATH=code python benchmarks/epochs.py --model yolov5n --batch 64 --images 2560 --result FILE
 
 In a project with YOLOv5's source, as benchmarks/gpu.sh makes one. Two trainings as `lab train` would do them, on
---images and on ten times as many made-up pictures, take turns of whole epochs; validation is left out.
+--images and on ten times as many made-up pictures, take turns of whole epochs; validation is left out. Where the GPU
+holds the images, the same two again without that, "streamed": only of these must memory stay flat.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import statistics
 import tempfile
 import time
@@ -92,6 +92,12 @@ def main() -> None:
             assert speed["data"] != plan.PLAIN, speed["reasons"]
             workers = bench.ours_workers(wish)
             wanted.append(bench.arm(scene, name, f"{images} images", turns.OWN, speed, **workers))
+            if speed["resident_bytes"]:
+                streamed = {**speed, "resident_bytes": 0}
+                found[f"{name} streamed"] = {"images": images}
+                wanted.append(
+                    bench.arm(scene, f"{name} streamed", f"{images} images, copied", turns.OWN, streamed, **workers)
+                )
         until = time.monotonic() + 3600  # whoever starts this limits it
         with arms.ready(wanted, project, Path(scratch) / "arms", until, say) as (running, measured):
             for number in range(ROUNDS + 1):  # the first epoch of each compiles, and reads the store for the first time
@@ -106,19 +112,24 @@ def main() -> None:
 def keep(asked: argparse.Namespace, found: dict[str, Any], device: dict[str, Any]) -> None:
     """Write what there is so far."""
     medians = {
-        name: statistics.median(one["seconds"] for one in found[name].get("epochs", [{"seconds": float("nan")}]))
-        for name in ("small", "large")
+        name: statistics.median(took["seconds"] for took in one["epochs"])
+        for name, one in found.items()
+        if "epochs" in one
     }
     gpus = telemetry.ask_gpus(("name", "memory.total", "driver_version")) or []
     host = {**record.host([{**gpu, "uuid": ""} for gpu in gpus]), "processor": bench.processor()}
-    ratio = medians["large"] / medians["small"]
+    ratios = {
+        key: medians[f"large{kind}"] / medians[f"small{kind}"]
+        for key, kind in (("ratio", ""), ("ratio_streamed", " streamed"))
+        if {f"large{kind}", f"small{kind}"} <= set(medians)
+    }
     said = {
         "date": record.now(), "host": host, "device": device, "versions": record.versions(),
         "options": {"model": asked.model, "imgsz": asked.img, "batch": asked.batch, "images": asked.images},
-        **found, "seconds": medians, "ratio": None if math.isnan(ratio) else ratio,
+        **found, "seconds": medians, "ratio": None, **ratios,
     }  # fmt: skip
     asked.result.parent.mkdir(parents=True, exist_ok=True)
-    asked.result.write_text(json.dumps(said, indent=1).replace("NaN", "null") + "\n", encoding="utf-8")
+    asked.result.write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
     print(f"{TIMES} times the images took {said['ratio']} times as long")
 
 

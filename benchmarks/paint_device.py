@@ -5,7 +5,8 @@
 Needs torch and NumPy only. Mosaics of four made-up 4:3 images, affine, colours and flips changed; `mixup` is a second
 layer for every picture. `painting` is the GPU's own time by CUDA events (the wall clock on a processor), `loading` the
 loop over the loader with nothing else to do, from a mapped file, `host` one thread's work for a batch. On a processor
-painting is not compiled, and batch and images are fewer. Writes benchmarks/results/paint-device-DEVICE.json.
+painting is not compiled, and batch and images are fewer. Writes --result, or
+benchmarks/results/paint-device-DEVICE.json, after every figure, so that one that is stopped leaves what it had.
 """
 
 from __future__ import annotations
@@ -188,6 +189,15 @@ def host(store: Store, shape: sheet.Shape, drawn: list[Draws], seconds: float) -
     }
 
 
+def keep(file: Path, result: dict[str, Any]) -> None:
+    """Write what there is so far, in one step."""
+    if torch.cuda.is_available():
+        result["peak_device_mib"] = torch.cuda.max_memory_allocated() >> 20
+    fresh = file.with_suffix(".fresh")
+    fresh.write_text(json.dumps(result, indent=2) + "\n")
+    fresh.replace(file)
+
+
 def main() -> None:
     """Measure, print, keep the figures."""
     gpu = torch.cuda.is_available()
@@ -197,15 +207,18 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=256 if gpu else 32)
     parser.add_argument("--threads", type=int, default=4)
     parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
+    parser.add_argument("--result", type=Path)
     options = parser.parse_args()
     device = torch.device("cuda" if gpu else "cpu")
     name = torch.cuda.get_device_name(device) if gpu else "cpu"
+    own = f"paint-device-{re.sub('[^a-z0-9]+', '-', name.lower()).strip('-')}.json"
+    file = options.result or ROOT / "benchmarks" / "results" / own
     result: dict[str, Any] = {
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         "machine": f"{len(os.sched_getaffinity(0))} cores, {platform.platform(terse=True)}",
         "device": name,
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "cuda": torch.version.cuda},
-        "options": vars(options),
+        "options": {key: value for key, value in vars(options).items() if key != "result"},
         "host": {},
         "painting": {},
         "loading": {},
@@ -216,20 +229,19 @@ def main() -> None:
             shape = sheet.Shape(options.side, options.batch, layers)
             drawn = [made_draws(store, options.batch, layers, seed) for seed in range(CYCLE)]
             result["host"][kind] = host(store, shape, drawn, options.seconds)
+            keep(file, result)
             print(kind, result["host"][kind], flush=True)
             for compiled in (True, False) if gpu else (False,):
                 how = f"{kind}, {'compiled' if compiled else 'unfused'}"
                 result["painting"][how] = painting(store, shape, device, compiled, drawn, options.seconds)
+                keep(file, result)
                 for resident in (True, False):
                     where = f"{how}, {'resident' if resident else 'streamed'}"
                     result["loading"][where] = loading(
                         store, shape, device, compiled, resident, drawn, options.threads, options.seconds
                     )
+                    keep(file, result)
                     print(where, result["loading"][where], flush=True)
-    if gpu:
-        result["peak_device_mib"] = torch.cuda.max_memory_allocated() >> 20
-    file = ROOT / "benchmarks" / "results" / f"paint-device-{re.sub('[^a-z0-9]+', '-', name.lower()).strip('-')}.json"
-    file.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result, indent=2))
 
 

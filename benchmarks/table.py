@@ -17,7 +17,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 README, RESULTS = HERE / "README.md", HERE / "results"
 BEGIN, END = "<!-- begin: python benchmarks/table.py -->\n", "<!-- end -->\n"
-MODELS = ("yolov5n", "yolov5s", "yolov5m", "yolov5l")
+MODELS = ("yolov5n", "yolov5s", "yolov5m", "yolov5l", "yolov5nu")  # the last one is the other engine's
 GPU = "a GPU"
 Result = dict[str, Any]
 
@@ -125,9 +125,8 @@ def building(part: Result | None) -> str:
 
 def painting(part: Result | None) -> str:
     """The fastest way that paints mosaics."""
-    if not part:
-        return ""
-    return f"{max(way['images_per_s'] for name, way in part['painting'].items() if name.startswith('mosaic')):,.0f}"
+    rates = [way["images_per_s"] for name, way in (part or {"painting": {}})["painting"].items() if "mosaic" in name]
+    return f"{max(rates):,.0f}" if rates else ""
 
 
 def switch(said: Result, name: str) -> str:
@@ -143,8 +142,17 @@ def epochs(part: Result | None) -> str:
     """An epoch on ten times the images."""
     if not part or not part["ratio"]:
         return ""
-    small, large = (part[size]["epochs"][-1]["private_bytes"] / 2**20 for size in ("small", "large"))
-    return f"{part['ratio']:.2f}; {small:,.0f} and {large:,.0f} MiB"
+    words = [f"{part['ratio']:.2f}; {_memory(part, '', 'private_bytes')}"]
+    if part.get("ratio_streamed"):
+        main, gpu = (_memory(part, " streamed", which) for which in ("private_bytes", "device_bytes"))
+        words.append(f"not resident {part['ratio_streamed']:.2f}; {main}, of the GPU {gpu}")
+    return "; ".join(words)
+
+
+def _memory(part: Result, kind: str, which: str) -> str:
+    """What the small and the large training took in their last epoch."""
+    small, large = (part[f"{size}{kind}"]["epochs"][-1][which] / 2**20 for size in ("small", "large"))
+    return f"{small:,.0f} and {large:,.0f} MiB"
 
 
 def batch(part: Result | None) -> str:

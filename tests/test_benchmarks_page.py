@@ -1,6 +1,7 @@
 """The table of benchmarks/README.md follows from the results."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -70,3 +71,40 @@ def test_what_surrounds_the_table_is_kept(measured: Path) -> None:
     assert fresh.endswith("after\n")
     assert "old" not in fresh
     assert table.with_table(fresh, table.results(measured)) == fresh
+
+
+def test_an_epoch_on_ten_times_the_images_is_told_with_images_on_the_gpu_and_without() -> None:
+    def took(private: int, gpu: int) -> dict[str, Any]:
+        return {"epochs": [{"private_bytes": private << 20, "device_bytes": gpu << 20}]}
+
+    part = {"ratio": 10.1, "small": took(900, 4000), "large": took(910, 9000)}
+    assert table.epochs(part) == "10.10; 900 and 910 MiB"
+    part |= {"ratio_streamed": 10.2, "small streamed": took(950, 3000), "large streamed": took(955, 3010)}
+    assert table.epochs(part) == (
+        "10.10; 900 and 910 MiB; not resident 10.20; 950 and 955 MiB, of the GPU 3,000 and 3,010 MiB"
+    )
+    assert table.epochs({**part, "ratio": None}) == ""
+
+
+def test_painting_that_was_stopped_early_leaves_what_it_had() -> None:
+    assert table.painting(None) == table.painting({"host": {}, "painting": {}}) == ""
+    assert table.painting({"painting": {"mosaic, compiled": {"images_per_s": 41234.5}}}) == "41,234"
+
+
+@pytest.mark.parametrize("words", [["--quickly"], ["--quick", "--techniques"], ["8"]])
+def test_the_gpus_measurement_tells_its_use(words: list[str]) -> None:
+    done = subprocess.run([ROOT / "benchmarks/gpu.sh", *words], check=False, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "benchmarks/gpu.sh [--quick | --techniques]" in done.stderr
+
+
+def test_the_parts_of_a_gpus_measurement_fit_into_its_time() -> None:
+    script = (ROOT / "benchmarks/gpu.sh").read_text(encoding="utf-8")
+    parts = {kind: script.partition(f"\n{kind})\n")[2].partition(";;")[0] for kind in ("gpu", "gpu--techniques")}
+    for text in parts.values():
+        wanted = re.findall(r"^    (bench|paint|epochs|batch_auto)(?: [a-z][\w-]*)? (\d+)", text, re.M)
+        # `bench` has twelve seconds more than it is told, and painting seldom takes all of its own
+        seconds = [int(number) + 12 * (name == "bench") for name, number in wanted if name != "paint"]
+        assert 0 < sum(seconds) <= 510
+    # what compiles the kernel of all others comes before them
+    assert parts["gpu"].index("paint ") < parts["gpu"].index("bench ")

@@ -96,7 +96,7 @@ def tune(
     engine: ENGINE = "",
     model: MODEL = "",
     img: IMG = 0,
-    batch: BATCH = 16,
+    batch: Annotated[int, typer.Option(help="images a step of all GPUs together")] = 16,
     device: Annotated[
         str, typer.Option(help="GPU numbers such as 0,1, or cpu  [default: the first GPU]", show_default=False)
     ] = "",

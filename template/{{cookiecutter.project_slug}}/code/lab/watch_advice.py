@@ -158,7 +158,7 @@ def _own_way(one: Training, feed: Feed) -> str:
 def prescribed(one: Training, feed: Feed, rate: float, wait: float) -> str:
     """What lab.fast.tune prescribes for a run of `rate` images a second that waits `wait` per cent of its time."""
     host = feed.host
-    now = tune.Candidate(one.path, 0 if one.path == plan.DEVICE else one.workers, one.batch, one.switches)
+    now = tune.Candidate(one.path, one.workers, one.batch, one.switches)
     share = min(0.99, max(0.01, wait / 100))
     ranks = max(1, host.gpus)
     network = (1 - share) * ranks / rate

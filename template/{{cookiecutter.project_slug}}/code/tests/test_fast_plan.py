@@ -1,5 +1,6 @@
 """What a training does to be fast: decided from described facts, on no hardware at all."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -194,3 +195,11 @@ def test_a_trial_says_when_the_compiler_is_earned_back() -> None:
     ]
     assert tried(0.4, 90.0, 0.3, 500)[0][0].endswith("earned back after 897 steps, more than the 500 of this run")
     assert "it brings nothing here" in tried(0.4, 90.0, 0.4, 0)[0][0]
+
+
+def test_only_what_somebody_measured_is_on_by_default() -> None:
+    figure = re.compile(r"\d\.\d+[^;]*(, measured|reported by)")
+    for switch in switches.SWITCHES:
+        if switch.default:
+            assert figure.search(switch.gain), switch.name
+            assert switch.numbers in (switches.EQUAL, switches.ROUNDING), switch.name

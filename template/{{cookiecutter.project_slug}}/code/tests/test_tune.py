@@ -7,7 +7,8 @@ import pytest
 
 from lab import cli
 from lab.errors import LabError
-from lab.fast import bench_words, tune
+from lab.fast import bench_words, tune, tune_facts, tuner
+from lab.fast.bench import Wish
 from lab.fast.plan import DEVICE, PLAIN, STORE
 from lab.fast.tune import CACHED, Candidate, Costs, Host
 from lab.project import Project
@@ -76,6 +77,52 @@ def test_workers_are_counted_for_each_gpu() -> None:
     assert "16 processors are the limit" in found.sentence
 
 
+def test_the_batches_of_all_gpus_share_dev_shm() -> None:
+    host = replace(SERVER, cores=128, gpus=8, shm_free=GIB)
+    costs = replace(COSTS, network={(16, ()): 1 / 1500}, memory={})
+    for path in (PLAIN, DEVICE):
+        loading = {path: COSTS.loading[path], PLAIN: 1 / 45}
+        found = prescribed(host, replace(costs, loading=loading), replace(SHIPPED, batch=16))
+        one = found.chosen.candidate
+        # YOLOv5 validates with batches of twice the size: 6 batches of a GPU for each worker, on each GPU
+        assert 8 * one.workers * 6 * one.batch * 3 * 640**2 <= GIB
+    # what fits one GPU's training is what `lab.limits` says of it
+    assert tune.workers_that_fit(replace(SERVER, shm_free=GIB), 16) == 9
+    assert tune.workers_that_fit(host, 16) == 1
+
+
+def test_several_gpus_share_the_batch_up_to_which_the_learning_is_the_same() -> None:
+    host = replace(SERVER, gpus=8, cores=128)
+    rates = {(2, ()): 1 / 200, (8, ()): 1 / 900, (16, ()): 1 / 1500, (64, ()): 1 / 3000}
+    found = prescribed(host, replace(COSTS, network=rates, memory={}), replace(SHIPPED, batch=2))
+    assert found.chosen.candidate.batch == 8
+    assert tune.settings(found.chosen.candidate, 8)[0]["batch_size"] == 64
+    assert tune_facts._batches(host, Wish("yolov5", "yolov5n", 640, 2)) == [2, 8]
+    assert tune_facts._batches(host, Wish("yolov5", "yolov5n", 640, 16)) == [16]
+
+
+def test_the_batch_is_that_of_all_gpus_as_for_lab_train() -> None:
+    assert tuner.batch_of_each(64, 4) == 16
+    with pytest.raises(LabError, match="--batch 30 is not a multiple of 4 GPUs, which share it: use 28"):
+        tuner.batch_of_each(30, 4)
+    with pytest.raises(LabError, match=r"use 4$"):
+        tuner.batch_of_each(2, 4)
+
+
+def test_painting_on_the_gpu_gets_the_threads_that_copy() -> None:
+    painted = replace(COSTS, loading={PLAIN: 1 / 5, DEVICE: 1 / 500})
+    one = prescribed(SERVER, painted).chosen
+    assert one.candidate == Candidate(DEVICE, 8, 64, FAST)
+    assert one.stages["loading"] == pytest.approx(8 * 500)
+    options, speed = tune.settings(one.candidate, 1)
+    assert (options["workers"], speed["data"]) == (8, DEVICE)
+    # a thread each where there are few processors, and what /dev/shm holds for validation
+    few = prescribed(replace(SERVER, cores=4), painted).chosen
+    assert (few.candidate.workers, few.stages["loading"]) == (4, pytest.approx(3 * 500))
+    tight = prescribed(replace(SERVER, shm_free=1200 << 20), painted).chosen
+    assert (tight.candidate.workers, tight.stages["loading"]) == (2, pytest.approx(2 * 500))
+
+
 def test_a_slow_disk_that_memory_cannot_hide_is_named() -> None:
     large = replace(SERVER, images=2_000_000, file_bytes=2_000_000 * 240_000, store_bytes=2_000_000 * 690_000)
     nfs = replace(large, unstored_bytes=large.store_bytes, disk_rate=60e6, cache_free=10 * GIB)
@@ -111,6 +158,7 @@ def test_what_was_tried_is_said_beside_what_was_predicted(capsys: Any) -> None:
         "seconds_an_image": {"loading": COSTS.loading, "decode": 0.003}, "sentence": found.sentence,
         "chosen": asdict(found.chosen), "predicted_on_one_device": 1500.0, "measured_on_one_device": 1000.0,
         "predicted_gain": 4.17, "measured_gain": 2.5, "warning": tune.doubt(4.17, 2.5), "file": "",
+        "host": asdict(SERVER),
     }  # fmt: skip
     bench_words.tell_tuned(said)
     words = " ".join(capsys.readouterr().out.split())
@@ -120,6 +168,9 @@ def test_what_was_tried_is_said_beside_what_was_predicted(capsys: Any) -> None:
     words = " ".join(capsys.readouterr().out.split())
     assert "side by side" not in words
     assert "lab: warning: as it ships was not done in time" in words
+    assert "on each of" not in words
+    bench_words.tell_tuned({**said, "host": asdict(replace(SERVER, gpus=8))})
+    assert "8 workers and batch 64 on each of 8 GPUs, channels_last, loss" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_slow_disk_is_left_behind_where_a_fast_one_has_room() -> None:

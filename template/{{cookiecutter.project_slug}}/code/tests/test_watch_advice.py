@@ -121,7 +121,11 @@ CASES: dict[str, tuple[Seen, str, tuple[str, ...]]] = {
         "data.wait", ("The disk is the limit",),
     ),
     "waits on the device path": (
-        seen(HUNGRY, run=replace(RUN, path=plan.DEVICE), feed=FEED), "data.wait", ("16 processors are the limit",),
+        seen(HUNGRY, run=replace(RUN, path=plan.DEVICE, workers=8), feed=FEED), "data.wait",
+        ("16 processors are the limit",),
+    ),
+    "few threads copy on the device path": (
+        seen(HUNGRY, run=replace(RUN, path=plan.DEVICE), feed=FEED), "data.wait", ("--workers 8 instead of 4",),
     ),
     "waits on MIG": (seen(replace(HUNGRY, gpu=None, untold=True)), "data.wait", ("The training waits 70 %",)),
     "idle, and nothing is waited for": (

@@ -92,7 +92,7 @@ def _ratio(ratios: dict[str, float], name: str, other: str) -> str:
 def tell_tuned(said: dict[str, Any]) -> None:
     """Print what `lab tune` measured, what it compared, and what it prescribes."""
     console = _console()
-    costs = said["seconds_an_image"]
+    costs, gpus = said["seconds_an_image"], said["host"]["gpus"]
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for column, justify in (("way", "left"), ("network", "right"), ("loading", "right"), ("disk", "right")):
         table.add_column(column, justify=justify, no_wrap=True)  # type: ignore[arg-type]
@@ -100,7 +100,7 @@ def tell_tuned(said: dict[str, Any]) -> None:
     for one in (said["shipped"], *said["others"]):
         words = "as it ships: " if one is said["shipped"] else ""
         cells = [rate(one["stages"][stage]) if stage in one["stages"] else "" for stage in STAGES]
-        table.add_row(words + way(one["candidate"]), *cells, rate(one["rate"]))
+        table.add_row(words + way(one["candidate"], gpus), *cells, rate(one["rate"]))
     console.print(table)
     for what, why in said["left_out"].items():
         console.print(f"lab: left out, {what}: {_short(why)}", highlight=False)
@@ -112,8 +112,8 @@ def tell_tuned(said: dict[str, Any]) -> None:
     predicted, measured = said["predicted_on_one_device"], said["measured_on_one_device"]
     console.print(f"lab: {said['sentence']}", highlight=False)
     console.print(
-        f"lab: prescribed: {way(said['chosen']['candidate'])}; predicted {rate(predicted)} images/s, a short run made "
-        f"{rate(measured)} ({100 * (predicted / measured - 1):+.0f} %)",
+        f"lab: prescribed: {way(said['chosen']['candidate'], gpus)}; predicted {rate(predicted)} images/s, "
+        f"a short run made {rate(measured)} ({100 * (predicted / measured - 1):+.0f} %)",
         highlight=False,
     )
     if said["measured_gain"]:
@@ -131,12 +131,13 @@ def tell_tuned(said: dict[str, Any]) -> None:
 STAGES = ("network", "loading", "disk")
 
 
-def way(candidate: dict[str, Any]) -> str:
-    """A candidate in words."""
+def way(candidate: dict[str, Any], gpus: int) -> str:
+    """A candidate in words; its workers and its batch are those of each of `gpus`."""
     images = {
         "plain": "images as the engine reads them", "cached": "--cache ram", "store": "store",
         "device": "store, painted on the GPU",
     }[candidate["path"]]  # fmt: skip
     on = f", {', '.join(candidate['switches'])}" if candidate["switches"] else ""
     workers = "1 worker" if candidate["workers"] == 1 else f"{candidate['workers']} workers"
-    return f"{images}, {workers}, batch {candidate['batch']}{on}"
+    each = f" on each of {gpus} GPUs" if gpus > 1 else ""
+    return f"{images}, {workers} and batch {candidate['batch']}{each}{on}"

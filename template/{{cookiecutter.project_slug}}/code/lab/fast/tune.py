@@ -27,6 +27,7 @@ NEARLY = 0.97  # of the fastest: the simpler of two that close is prescribed
 ROOM = 0.92  # of a GPU's memory that a training may take
 CACHE_SLACK = 1.5  # both engines keep images in memory only where half as much again is free
 AHEAD = 2  # batches that a worker keeps in shared memory; validation doubles them beside it
+THREADS = 8  # that copy for a GPU which paints, as many as `lab train` starts by itself
 DOUBT = 0.25  # of a measured gain: a prediction further from it is warned of
 GIB = 1 << 30
 
@@ -56,8 +57,8 @@ class Host:
 class Costs:
     """Measured on one device and one processor, in seconds an image.
 
-    `loading` by path, of one processor; `painting` of the GPU. `network` by (batch, switches): the step alone.
-    `memory` by batch: bytes of the GPU that a training takes, estimated.
+    `loading` by path, of one processor; `painting` of the GPU. `network` by (batch of a GPU, switches): the step alone.
+    `memory` by batch of a GPU: bytes that a training takes there, estimated.
     """
 
     loading: dict[str, float]
@@ -70,7 +71,10 @@ class Costs:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to train. `workers` for each GPU."""
+    """One way to train. `workers` and `batch` are those of each GPU.
+
+    On DEVICE `workers` are the threads that copy, and the processes that load for validation.
+    """
 
     path: str
     workers: int
@@ -125,8 +129,8 @@ def predict(candidate: Candidate, host: Host, costs: Costs) -> Prediction:
 def loading_cores(candidate: Candidate, host: Host) -> float:
     """Processors that load: no more than the workers, and one for each training is busy with its step."""
     ranks = max(1, host.gpus)
-    if candidate.path == DEVICE:  # threads, beside the training's own
-        return max(1, host.cores // ranks - 1) * ranks
+    if candidate.path == DEVICE:  # threads, beside the training's own; one at least
+        return max(1, min(candidate.workers, host.cores // ranks - 1)) * ranks
     return max(0.5 * ranks, min(candidate.workers * ranks, host.cores - ranks))
 
 
@@ -142,9 +146,8 @@ def _disk(candidate: Candidate, host: Host) -> dict[str, float]:
 
 
 def workers_that_fit(host: Host, batch: int) -> int:
-    """Workers a GPU whose batches /dev/shm can hold, as `lab.limits` counts them."""
-    ranks = max(1, host.gpus)
-    return host.shm_free // ranks // (AHEAD * 3 * max(batch // ranks, 1) * 3 * host.imgsz**2)
+    """Workers a GPU whose batches /dev/shm can hold, as `lab.limits` counts them; `batch` is that of a GPU."""
+    return host.shm_free // max(1, host.gpus) // (AHEAD * 3 * batch * 3 * host.imgsz**2)
 
 
 def obstacle(path: str, host: Host) -> str:
@@ -186,11 +189,11 @@ def candidates(host: Host, costs: Costs) -> tuple[list[Candidate], dict[str, str
 
 
 def _workers(path: str, host: Host, batch: int) -> Iterator[int]:
-    """Numbers of workers worth trying: none, and up to one a processor."""
-    if path == DEVICE:
-        yield 0
-        return
+    """Numbers of workers worth trying: none, and up to one a processor; of threads that copy, what is usual."""
     most = min(workers_that_fit(host, batch), host.cores // max(1, host.gpus), 64)
+    if path == DEVICE:
+        yield min(most, THREADS)
+        return
     yield from (number for number in (0, 1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64) if number < most)
     yield max(0, most)
 
@@ -198,11 +201,11 @@ def _workers(path: str, host: Host, batch: int) -> Iterator[int]:
 def prescribe(host: Host, costs: Costs, shipped: Candidate) -> Prescription:
     """The fastest that fits, or the simplest of those that are nearly as fast. Raises LabError when nothing fits.
 
-    `shipped` is what the engine does without any of this. A larger batch is never chosen past NOMINAL images: up to
-    there both engines gather gradients to as many, and the learning is the same.
+    `shipped` is what the engine does without any of this. A larger batch is never chosen past NOMINAL images of all
+    GPUs together: up to there both engines gather gradients to as many, and the learning is the same.
     """
     found, left_out = candidates(host, costs)
-    usable = [one for one in found if one.batch <= max(NOMINAL, shipped.batch)]
+    usable = [one for one in found if one.batch <= max(largest_batch(host), shipped.batch)]
     if not usable:
         why = "; ".join(f"{what}: {reason}" for what, reason in left_out.items())
         raise LabError(f"nothing fits this host ({why}): give a smaller --batch, --img or model", FAILED)
@@ -211,6 +214,11 @@ def prescribe(host: Host, costs: Costs, shipped: Candidate) -> Prescription:
     chosen = min((one for one in predictions if one.rate >= NEARLY * best), key=lambda one: _effort(one, shipped))
     asis = predict(_clipped(shipped, host), host, costs)
     return Prescription(chosen, asis, sentence(chosen, host, costs), left_out, _one_a_path(predictions))
+
+
+def largest_batch(host: Host) -> int:
+    """Images of a GPU's batch up to which the learning is the same: their share of NOMINAL."""
+    return NOMINAL // max(1, host.gpus)
 
 
 def _clipped(shipped: Candidate, host: Host) -> Candidate:

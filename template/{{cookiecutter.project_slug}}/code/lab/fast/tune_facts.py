@@ -17,7 +17,7 @@ from lab import limits
 from lab import plan as training_plan
 from lab.doctor_disk import read_speed
 from lab.engines import ENGINES
-from lab.fast import arms, bench, choose, plan, switches, turns
+from lab.fast import arms, bench, choose, plan, switches, tune, turns
 from lab.fast.bench import Scene, Wish
 from lab.fast.tune import CACHED, Candidate, Costs, Host
 from lab.job import Job
@@ -161,8 +161,8 @@ def _elsewhere(one: arms.Measured, measured: list[arms.Measured]) -> bool:
 
 
 def _batches(known: Host, wish: Wish) -> list[int]:
-    """The batch asked for and, on a GPU that takes it, the one up to which the learning is the same."""
-    larger = training_plan.NOMINAL
+    """Batches of a GPU: the one asked for and, where it is taken, the one up to which the learning is the same."""
+    larger = tune.largest_batch(known)
     fits: Callable[[int], bool] = lambda batch: _gpu_bytes(wish, batch) < 0.92 * known.gpu_bytes  # noqa: E731
     return [wish.batch, larger] if known.gpus and wish.batch < larger and fits(larger) else [wish.batch]
 

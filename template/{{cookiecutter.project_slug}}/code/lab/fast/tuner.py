@@ -24,7 +24,9 @@ def run(wish: Wish, project: Project, keep: bool, show: arms.Show) -> dict[str, 
         raise LabError(f"--seconds {wish.seconds:g}: give {LEAST_SECONDS:g} or more, so much the measurements take")
     begun = time.monotonic()
     device = devices.resolve(wish.device)  # of the training; it is measured on the first of several
-    wish = replace(bench.require(replace(wish, device=wish.device.partition(",")[0]), project), data=wish.data)
+    share = batch_of_each(wish.batch, len(device.split(",")))
+    first = replace(wish, device=wish.device.partition(",")[0], batch=share)
+    wish = replace(bench.require(first, project), data=wish.data)
     dataset = data.open_dataset(wish.data, project)
     with bench.scene(wish, project, show) as scene:
         show("disks and memory")
@@ -60,6 +62,14 @@ def run(wish: Wish, project: Project, keep: bool, show: arms.Show) -> dict[str, 
     if keep:
         said["file"] = project.show(write(wish, project, dataset, device, host, found, said))
     return said
+
+
+def batch_of_each(batch: int, gpus: int) -> int:
+    """Images of a GPU's batch, of a --batch that is that of all, as for `lab train`. Raises LabError for a rest."""
+    if batch > 0 and batch % gpus:
+        near = batch - batch % gpus or gpus
+        raise LabError(f"--batch {batch} is not a multiple of {gpus} GPUs, which share it: use {near}")
+    return batch // gpus
 
 
 @dataclass(frozen=True)
