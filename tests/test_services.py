@@ -49,6 +49,38 @@ def test_a_copied_project_gets_its_own_ports(tmp_path, host):
     assert not {first[name] for name in services.PORTS} & {copied[name] for name in services.PORTS}
 
 
+def test_a_copied_project_gets_its_own_token(tmp_path, host):
+    first = services.settings(project(tmp_path, "one"), {}, {}, "linux")
+    copied = services.settings(project(tmp_path, "copy"), {}, first, "linux")
+    assert copied["JUPYTER_TOKEN"] != first["JUPYTER_TOKEN"]
+    assert services.settings(project(tmp_path, "copy"), {}, copied, "linux") == copied
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become two other users")
+def test_what_a_closed_home_holds_still_counts(tmp_path, host):
+    """Ada's home is 0700: Bob cannot see her project, and her ports are taken all the same."""
+    (host.root / "tmp" / "yolov5-devcontainer-ports").mkdir(mode=0o777)
+    (host.root / "tmp" / "yolov5-devcontainer-ports").chmod(0o777)
+    home = project(tmp_path, "ada")
+    hers = services.settings(project(home, "detector"), {}, {}, "linux")
+    home.chmod(0o700)
+    for parent in (tmp_path, *tmp_path.parents[:2]):
+        parent.chmod(0o755)
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:  # Bob
+        try:
+            os.setuid(4322)
+            os.write(
+                writing, str([services.claim(int(hers[name]), tmp_path / "bob") for name in services.PORTS]).encode()
+            )
+        finally:
+            os._exit(0)
+    os.close(writing)
+    os.waitpid(child, 0)
+    assert os.read(reading, 100) == b"[False, False, False, False]"
+
+
 def test_a_deleted_project_frees_its_ports(tmp_path, host):
     gone = project(tmp_path, "gone")
     services.settings(gone, {}, {}, "linux")

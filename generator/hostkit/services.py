@@ -32,19 +32,21 @@ def settings(project: Path, own: Mapping[str, str], before: Mapping[str, str], s
     other project of this machine, whoever's it is.
     """
     chosen: dict[str, str] = {}
+    copied = False
     for name, usual in PORTS.items():
         if name in own:
             continue
         kept = before.get(name, "")
         taken = {int(value) for value in (*own.values(), *chosen.values()) if value.isdigit()}
-        # a folder that was copied brings the ports of the first one
+        # a folder that was copied brings the ports of the first one, and its token
         if kept.isdigit() and 0 < int(kept) < 65536 and claim(int(kept), project):
             chosen[name] = kept
         else:
+            copied = copied or kept.isdigit()
             chosen[name] = str(_free_port(usual, taken, project, system))
     if TOKEN not in own:
         kept = before.get(TOKEN, "")
-        chosen[TOKEN] = kept if re.fullmatch(r"[\w-]{32,}", kept) else _token()
+        chosen[TOKEN] = kept if re.fullmatch(r"[\w-]{32,}", kept) and not copied else _token()
     return chosen
 
 
@@ -79,12 +81,23 @@ def claim(port: int, project: Path) -> bool:
             owner = _claimant(file)
             if owner == mine:
                 return True
-            if owner and os.path.lexists(owner):
+            if owner and not _gone(owner):
                 return False
             with contextlib.suppress(OSError):
                 file.unlink()
         except OSError:
             return True
+    return False
+
+
+def _gone(place: bytes) -> bool:
+    """Whether nothing is at `place`. What is in another user's closed home cannot be seen, and is there."""
+    try:
+        os.lstat(place)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
     return False
 
 

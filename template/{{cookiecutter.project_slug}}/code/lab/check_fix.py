@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lab import stale
 from lab.check_kinds import KINDS
 from lab.check_store import Found, Row, Store, place
 from lab.dataset import Dataset, label_path
@@ -64,6 +65,8 @@ def set_aside(dataset: Dataset, project: Project) -> Moved:
                     with _refusals(moved, source):
                         moved.lines += _shorten(source, {path for its, path in lines if its == split}, log)
             for found in (found for found in store.faults() if found.kind == "cache"):
+                if found.path.endswith(".npy") and not stale.decoded(Path(found.path)):
+                    continue  # no engine's: somebody's own array
                 with _refusals(moved, found.path):
                     Path(found.path).unlink(missing_ok=True)
                     moved.caches += 1

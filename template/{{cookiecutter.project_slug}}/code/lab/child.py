@@ -330,6 +330,10 @@ MEMORY = "the GPU's memory does not suffice: give a smaller --batch (auto finds 
 MAIN_MEMORY = "main memory does not suffice: give a smaller --batch, fewer --workers, or no --cache"
 CAUSES: tuple[tuple[tuple[str, ...], str], ...] = (
     (
+        ("killed by signal: Killed", "exited unexpectedly", "MemoryError"),
+        "a process ran out of main memory, most likely: give fewer --workers, a smaller --batch, or no --cache",
+    ),
+    (
         ("exceeds nc=", "labels empty", "No labels found", "No valid images"),
         "the labels or pictures cannot be used: `lab data check`, with the same data file, names the files",
     ),

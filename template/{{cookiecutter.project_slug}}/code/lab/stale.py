@@ -11,6 +11,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+
 from lab import pickles
 from lab.dataset import Dataset, label_file
 from lab.errors import LabError
@@ -19,7 +21,8 @@ from lab.errors import LabError
 def drop(dataset: Dataset) -> list[Path]:
     """Delete the caches of `dataset` that are older than what they hold; returns them.
 
-    Costs one look at each file, as the engines' own check does. Raises LabError where a stale file cannot be deleted.
+    Costs one look at each file, as the engines' own check does. Raises LabError where a stale file cannot be deleted,
+    and where an array is no decoded picture, which an engine would take it for.
     """
     stale = [*_label_caches(dataset), *_pictures(dataset)]
     for file in stale:
@@ -97,5 +100,21 @@ def _pictures(dataset: Dataset) -> Iterator[Path]:
         made = {path.stem: path for path in arrays}
         for image in directory.iterdir():
             array = made.get(image.stem)
-            if array is not None and image.suffix != ".npy" and array.stat().st_mtime_ns <= _changed(image):
+            if array is None or image.suffix == ".npy":
+                continue
+            if not decoded(array):
+                raise LabError(
+                    f"{array} is no picture that an engine decoded, but both engines would train on it instead of "
+                    f"{image.name}: move such arrays to a folder of their own"
+                )
+            if array.stat().st_mtime_ns <= _changed(image):
                 yield array
+
+
+def decoded(array: Path) -> bool:
+    """Whether `array` can be what --cache disk makes of a picture: uint8 (H, W, 3). Only its header is read."""
+    try:
+        held = np.load(array, mmap_mode="r")
+    except (OSError, ValueError, EOFError):
+        return True  # cut short while it was written: a cache, and to be made again
+    return held.dtype == np.uint8 and held.ndim == 3 and held.shape[2] == 3

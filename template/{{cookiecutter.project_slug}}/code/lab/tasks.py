@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import re
 import shutil
 import sys
 import time
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from lab import dataset as data
-from lab import devices, limits, plan, record, rendezvous, stale, training, weights
+from lab import devices, limits, plan, record, rendezvous, training, weights
 from lab.engines import ENGINES, Engine, Prepared, left_out
 from lab.errors import LabError
 from lab.fast import choose, tuned
@@ -63,6 +64,10 @@ def perform(request: Request, project: Project, log: IO[str] | None = None) -> P
         return training.go_on(job, log)
     # -1 is measured for every engine and any number of GPUs, so the engine never sees it
     measured = request.task == "train" and request.get("batch_size") == -1
+    if measured and int(request.get("nodes", 1)) > 1:
+        raise LabError(
+            "--batch auto measures the GPUs of one machine: with --nodes give the --batch of all GPUs together"
+        )
     job.engine.refuse(
         request.task, {key: value for key, value in request.given.items() if not measured or key != "batch_size"}
     )
@@ -79,7 +84,7 @@ def perform(request: Request, project: Project, log: IO[str] | None = None) -> P
     if request.task == "train":
         _require_cache(request, dataset)
     if dataset is not None and request.task in ("train", "val"):
-        _drop_label_caches(dataset, project)
+        training.drop_label_caches(dataset, project)
     with _run_directory(job, cfg or names[0]) as directory:
         if dataset is not None:
             place = directory or project.runs
@@ -205,7 +210,7 @@ def _image_size(job: Job) -> Any:
     many = request.task in ("detect", "export")
     size = request.get("imgsz", [job.project.image_size] if many else job.project.image_size)
     model = Path(request.get("cfg") or _first(request.get("weights")) or job.project.model).stem
-    stride = 64 if model.removesuffix("u").endswith("6") else 32
+    stride = 64 if re.fullmatch(r"yolov5[nsmlx]6u?", model) else 32
     for side in size if isinstance(size, list) else [size]:
         if side < stride or side % stride:
             near = max(stride, side - side % stride)
@@ -268,15 +273,6 @@ def _workers(job: Job, options: dict[str, Any]) -> int:
     if fitting < wanted:
         say(f"/dev/shm is too small for {wanted} workers, so {fitting} load images; SHM_SIZE=8gb in .env gives more")
     return fitting
-
-
-def _drop_label_caches(dataset: data.Dataset, project: Project) -> None:
-    """The engines' caches of labels that must not be read any more."""
-    for cache in stale.drop_foreign(dataset):
-        shown = project.show(cache)
-        say(f"{shown} was a program and no list of labels, so it was deleted: do not trust who made this data")
-    if stale.drop(dataset):
-        say("labels or pictures have changed, so the engines' caches of them were deleted")
 
 
 def _weights(job: Job) -> tuple[list[str], str | None]:

@@ -13,7 +13,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import IO, Any
 
-from lab import batch, devices, limits, plan, rendezvous, resume, tracking, weights
+from lab import batch, devices, limits, plan, rendezvous, resume, stale, tracking, weights
 from lab import dataset as data
 from lab.engines import Call, Prepared, translate
 from lab.errors import FAILED, OUT_OF_MEMORY, LabError
@@ -71,7 +71,10 @@ def _fit(job: Job, start: Start, asked: Asked, record: Record, log: IO[str] | No
             with record.attempt(attempt["batch"]), _stop_told(job, directory):
                 notes = _attempt(job, start, log)
         except LabError as error:
-            smaller = batch.smaller(attempt["batch"], _ranks(asked.options)) if _for_memory(error) else None
+            alone = (
+                int(asked.options.get("nodes", 1)) == 1
+            )  # several machines cannot agree on another batch by themselves
+            smaller = batch.smaller(attempt["batch"], _ranks(asked.options)) if alone and _for_memory(error) else None
             status = "stopped" if isinstance(error, Interrupted) else "failed"
             asked = _with_attempt(asked, attempt, status, error.sentence, smaller)
             resume.write_asked(directory, asked)
@@ -223,6 +226,15 @@ def _places(directory: Path) -> dict[str, Any]:
     return {**places, "data": str(data)} if data.is_file() else places
 
 
+def drop_label_caches(dataset: data.Dataset, project: Project) -> None:
+    """Delete the engines' caches of labels and pictures that must not be read any more, and say so. Raises LabError."""
+    for cache in stale.drop_foreign(dataset):
+        shown = project.show(cache)
+        say(f"{shown} was a program and no list of labels, so it was deleted: do not trust who made this data")
+    if stale.drop(dataset):
+        say("labels or pictures have changed, so the engines' caches of them were deleted")
+
+
 # Going on
 
 
@@ -230,6 +242,11 @@ def go_on(job: Job, log: IO[str] | None) -> Path:
     """`lab train --resume`: go on with an interrupted run, in its own directory, which is returned."""
     request = job.request
     given = {key: value for key, value in request.given.items() if key not in ("resume", "engine")}
+    if int(given.get("nodes", 1)) > 1:
+        raise LabError(
+            "--resume goes on with a run on one machine: leave out --nodes, or start a new run on all of them with "
+            "--weights and the last.pt of this one"
+        )
     allowed = {*resume.HONOURED, *rendezvous.OPTIONS}
     refused = [option.name for option in TASKS["train"] if option.key in given and option.key not in allowed]
     if refused:
@@ -257,7 +274,8 @@ def _go_on(job: Job, directory: Path, given: dict[str, Any], log: IO[str] | None
     epochs = int(given.get("epochs", asked.get("epochs")))
     _require_unfinished(standing, asked, name, epochs, "epochs" in given)
     limits.require_writable(directory)
-    asked = replace(asked, options={**asked.options, **given}, done=False)
+    options = {key: value for key, value in asked.options.items() if key not in rendezvous.OPTIONS}
+    asked = replace(asked, options={**options, **given}, done=False)
     _require_place(job, directory, asked)
     job.engine.refuse("train", _measured_later(asked.options))
     closing = standing.epochs >= epochs or (standing.ended and "epochs" not in given)
@@ -356,7 +374,10 @@ def _require_place(job: Job, directory: Path, asked: Asked) -> None:
     if not file.is_file() and not Path(stored).is_file():
         raise LabError(f"{directory}: its data file {stored} is gone, so the run cannot go on")
     if file.is_file():
-        data.open_dataset(str(file), job.project)  # a mount that is gone is said here, not by the engine
+        dataset = data.open_dataset(str(file), job.project)  # a mount that is gone is said here, not by the engine
+        if asked.options.get("cache") == "disk":
+            data.require_writable_images(dataset)
+        drop_label_caches(dataset, job.project)
     device = str(asked.options.get("device", ""))
     if device[:1].isdigit() and not devices.gpu_nodes():
         raise LabError(devices.no_gpu(device))

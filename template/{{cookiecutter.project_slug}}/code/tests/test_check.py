@@ -201,6 +201,18 @@ def test_what_lies_beside_the_pictures(root: Path, project: Project) -> None:
     }
 
 
+def test_fix_leaves_an_array_that_no_engine_made(root: Path, project: Project) -> None:
+    depth, cached = root / "images/train/000002.npy", root / "images/train/000003.npy"
+    np.save(depth, np.zeros((8, 8), np.float32))
+    np.save(cached, np.zeros((8, 8, 3), np.uint8))
+    for file in (depth, cached):
+        os.utime(file, (1, 1))
+    assert {("cache", "train", depth.name), ("cache", "train", cached.name)} <= found(root, project)
+    assert check_fix.set_aside(opened(root, project), project).caches == 1
+    assert depth.exists()
+    assert not cached.exists()
+
+
 def test_lists(root: Path, project: Project) -> None:
     (root / "train.txt").write_text("images/train/000000.jpg\nimages\\train\\1.jpg\n", encoding="utf-8")
     text = (root / "data.yaml").read_text(encoding="utf-8").replace("images/train", "train.txt")

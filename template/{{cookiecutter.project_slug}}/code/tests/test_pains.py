@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from test_container import TRAIN, environment, lab
@@ -282,6 +283,21 @@ def test_caches_older_than_the_data_go(project: Project, shapes: Path) -> None:
     assert sorted(stale.drop(found)) == sorted([gone, picture])
     assert kept.exists()
     assert not gone.exists()
+
+
+def test_arrays_that_no_engine_made_are_left_and_named(project: Project, shapes: Path) -> None:
+    """20: depth maps beside the pictures, older than those or newer, are nobody's cache."""
+    found = dataset.open_dataset(str(shapes), project)
+    image = next((shapes.parent / "images" / "val").glob("*.jpg"))
+    depth = image.with_suffix(".npy")
+    np.save(depth, np.zeros((96, 96), np.float32))
+    os.utime(depth, (1, 1))
+    with pytest.raises(LabError, match=rf"{depth.name} is no picture that an engine decoded.*: move such arrays"):
+        stale.drop(found)
+    assert depth.exists()
+    np.save(depth, np.zeros((96, 96, 3), np.uint8))
+    os.utime(depth, (1, 1))
+    assert stale.drop(found) == [depth]
 
 
 @pytest.mark.skipif(os.getuid() == 0, reason="root deletes everywhere")

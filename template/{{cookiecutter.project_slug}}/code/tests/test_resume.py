@@ -6,11 +6,13 @@ import os
 import pickle
 import shutil
 import sys
+import time
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from lab import child, cli, dataset, limits, record, report_run, resume, training
@@ -398,6 +400,45 @@ def test_memory_that_runs_out_halves_the_batch(
         (24, "failed"),
         (12, "done"),
     ]
+
+
+def test_several_machines_do_not_halve_a_batch_alone(
+    ready: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each would choose for itself: the sentence is the end, with what helps."""
+    children = start(monkeypatch, 2)
+    monkeypatch.setattr(training.devices, "gpu_nodes", lambda: ["/dev/nvidia0"])
+    words = ["train", "--cfg", "yolov5n.yaml", "--device", "0", "--workers", "0", "--batch", "16"]
+    assert cli.main([*words, "--nodes", "2", "--node-rank", "0", "--rdzv", "127.0.0.1:29500"]) == FAILED
+    assert "no memory" in capsys.readouterr().err
+    assert [call.meeting.nodes for call in children.calls] == [2]
+
+
+def test_several_machines_do_not_measure_a_batch(ready: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", "--batch", "auto", "--device", "0", "--nodes", "2", "--rdzv", "127.0.0.1:29500"]) == 2
+    assert "--batch auto measures the GPUs of one machine" in capsys.readouterr().err
+
+
+def test_resume_with_nodes_is_refused(ready: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", "--resume", "--nodes", "2", "--rdzv", "gpu-a:29500"]) == 2
+    assert "--resume goes on with a run on one machine: leave out --nodes" in capsys.readouterr().err
+
+
+def test_labels_that_were_corrected_meanwhile_are_read_again(
+    ready: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_checkpoint(run_of(ready) / "weights" / LAST, 2)
+    labels = ready.root / "data" / "demo" / "labels" / "train"
+    cache = labels.with_suffix(".cache")
+    with cache.open("wb") as file:
+        np.save(file, {"version": 0.6})  # what an engine writes, in small
+    time.sleep(0.01)
+    next(labels.iterdir()).touch()
+    children = start(monkeypatch)
+    assert cli.main(["train", "--resume"]) == 0
+    assert len(children.calls) == 1
+    assert not cache.exists()
+    assert "the engines' caches of them were deleted" in capsys.readouterr().err
 
 
 def test_one_image_that_does_not_fit_is_the_end(
