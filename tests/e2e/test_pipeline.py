@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shlex
 from pathlib import Path
 
@@ -83,3 +84,20 @@ def test_an_impossible_bar_is_not_passed(ran: Path, opened: Opened) -> None:
     assert "under 1" in said
     assert not (ran / "README.md").exists()
     assert json.loads((ran / "pipeline.json").read_text())["status"] == "failed"
+
+
+def test_the_projects_own_tests_judge_the_checkpoint(ran: Path, opened: Opened) -> None:
+    """`pytest tests` as the README has it, with the checkpoint of the small pipeline and the pictures it learnt from."""
+    settings = opened.folder / "lab.yaml"
+    before = settings.read_text()
+    after = re.sub(r"^data: \S+", f"data: {OUT}/.smoke/data/data.yaml", before, flags=re.MULTILINE)
+    settings.write_text(re.sub(r"^image_size: \d+", "image_size: 96", after, flags=re.MULTILINE))
+    command = ["docker", "compose", "run", "--rm", "-e", f"CHECKPOINT={OUT}/best.pt", "dev", "pytest", "-v", "tests"]
+    try:
+        done = opened.user.run(*command, cwd=opened.folder)
+    finally:
+        settings.write_text(before)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    outcomes = dict(re.findall(r"::(test_\w+) (PASSED|FAILED|SKIPPED|ERROR)", done.stdout))
+    assert len(outcomes) >= 4
+    assert set(outcomes.values()) == {"PASSED"}, outcomes

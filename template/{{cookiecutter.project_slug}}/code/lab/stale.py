@@ -11,8 +11,6 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-
 from lab import pickles
 from lab.dataset import Dataset, label_file
 from lab.errors import LabError
@@ -113,8 +111,10 @@ def _pictures(dataset: Dataset) -> Iterator[Path]:
 
 def decoded(array: Path) -> bool:
     """Whether `array` can be what --cache disk makes of a picture: uint8 (H, W, 3). Only its header is read."""
+    import numpy as np  # noqa: PLC0415  few data sets have any
+
     try:
         held = np.load(array, mmap_mode="r")
     except (OSError, ValueError, EOFError):
         return True  # cut short while it was written: a cache, and to be made again
-    return held.dtype == np.uint8 and held.ndim == 3 and held.shape[2] == 3
+    return bool(held.dtype == np.uint8 and held.ndim == 3 and held.shape[2] == 3)

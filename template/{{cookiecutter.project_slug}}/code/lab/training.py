@@ -71,9 +71,8 @@ def _fit(job: Job, start: Start, asked: Asked, record: Record, log: IO[str] | No
             with record.attempt(attempt["batch"]), _stop_told(job, directory):
                 notes = _attempt(job, start, log)
         except LabError as error:
-            alone = (
-                int(asked.options.get("nodes", 1)) == 1
-            )  # several machines cannot agree on another batch by themselves
+            # several machines would each choose another batch by themselves
+            alone = int(asked.options.get("nodes", 1)) == 1
             smaller = batch.smaller(attempt["batch"], _ranks(asked.options)) if alone and _for_memory(error) else None
             status = "stopped" if isinstance(error, Interrupted) else "failed"
             asked = _with_attempt(asked, attempt, status, error.sentence, smaller)
