@@ -87,7 +87,7 @@ def test_an_impossible_bar_is_not_passed(ran: Path, opened: Opened) -> None:
 
 
 def test_the_projects_own_tests_judge_the_checkpoint(ran: Path, opened: Opened) -> None:
-    """`pytest tests` as the README has it, with the checkpoint of the small pipeline and the pictures it learnt from."""
+    """`pytest tests` as the README has it, with the checkpoint of the small pipeline and its pictures."""
     settings = opened.folder / "lab.yaml"
     before = settings.read_text()
     after = re.sub(r"^data: \S+", f"data: {OUT}/.smoke/data/data.yaml", before, flags=re.MULTILINE)
