@@ -22,7 +22,7 @@ gpu=$(python3 -c 'import torch; print(torch.cuda.get_device_name(0) if torch.cud
 if [ "$which" = --quick ]; then kind=quick device=cpu limit=${LIMIT:-1500}
 elif [ -n "$gpu" ]; then kind=gpu device=0 limit=${LIMIT:-510}
 else kind=cpu device=cpu limit=${LIMIT:-510}; fi
-mkdir -p "$out"
+mkdir -p "$out" && [ -w "$out" ] || { echo "gpu.sh: $out cannot be written: name another folder with OUT" >&2; exit 1; }
 out=$(cd "$out" && pwd)
 result=$out/$kind$([ $kind != gpu ] || printf %s "-$gpu" | tr '[:upper:] ' '[:lower:]-').json
 work=$(mktemp -d)
@@ -66,7 +66,7 @@ part() { # NAME SECONDS COMMAND…
     [ "$seconds" -le "$left" ] || seconds=$left
     echo "== $name, $seconds s at most" >&2
     timeout --signal=TERM --kill-after=5 "$seconds" "${narrow[@]}" python3 "$@" || failed+=("$name")
-    keep "$name"
+    keep "$name" || failed+=("$name (not kept)")
 }
 keep() { # NAME: take what there is of a part into the result, also of one that was stopped
     [ -f "$work/$1.json" ] || return 0

@@ -9,6 +9,10 @@ not more than 0.02 below upstream's, which is above 0.5, and upstream's own vali
 the mAP50 that the training had found in that epoch (the one of the best fitness, which is seldom that of the best
 mAP50), as closely as it does on upstream's own. The result is written after every pair; an engine that is not asked for
 keeps what the result had of it.
+
+`--path device` compares the loader that paints whole batches instead, which a GPU has by default and which draws its
+random numbers in streams of its own. `lab train` takes it on a GPU alone; here it paints on the processor, by the same
+lines unfused. Its figures are kept beside the store's, by another name.
 """
 
 from __future__ import annotations
@@ -30,7 +34,17 @@ from typing import Any
 import yaml
 
 ENGINES = ("yolov5", "yolov5u")
-PATHS = {"plain": ["--plain"], "store": ["--with", "store"]}
+PATHS = {"plain": ["--plain"], "store": ["--with", "store"], "device": ["--with", "store"]}
+# `lab`, but for the decision that needs a GPU
+ON_PROCESSOR = """
+import sys
+from dataclasses import replace
+from lab.cli import main
+from lab.fast import choose
+decide = choose.decide
+choose.decide = lambda facts, wish: replace(decide(facts, wish), data="device")
+sys.exit(main(sys.argv[1:]))
+"""
 # until either has stopped rising: a seed that begins badly is then no longer seen (yolov5 steps once in 64 pictures)
 EPOCHS = {"yolov5": 250, "yolov5u": 60}
 # what hyp.small.yaml leaves out, so that every part of a picture's way is used
@@ -44,10 +58,10 @@ ALLOWED = 0.02  # below upstream's mean
 CLOSE = 0.01  # a checkpoint is kept in half precision
 
 
-def lab(words: list[str], log: Path) -> str:
+def lab(words: list[str], log: Path, program: tuple[str, ...] = ("-m", "lab")) -> str:
     """Run `lab WORDS`; what it printed. Ends the benchmark when that fails."""
     with log.open("wb") as out:
-        done = subprocess.run([sys.executable, "-m", "lab", *words], check=False, stdout=out, stderr=subprocess.STDOUT)
+        done = subprocess.run([sys.executable, *program, *words], check=False, stdout=out, stderr=subprocess.STDOUT)
     assert done.returncode == 0, f"lab {' '.join(words)} ended with {done.returncode}, see {log}"
     return log.read_text(encoding="utf-8", errors="replace")
 
@@ -74,7 +88,9 @@ def train(engine: str, path: str, seed: int, wanted: argparse.Namespace, place: 
     run = Path("runs/train", name)
     shutil.rmtree(run, ignore_errors=True)  # an engine would append to its results
     begun = time.monotonic()
-    lab(words, place / f"{name}.log")
+    lab(words, place / f"{name}.log", ("-c", ON_PROCESSOR) if path == "device" else ("-m", "lab"))
+    said = json.loads((run / "request.json").read_text(encoding="utf-8"))["speed"]["data"]
+    assert said == path, f"the training took the path {said}, see {place / name}.log"
     seconds = time.monotonic() - begun
     epochs = learnt(run)
     said = lab(
@@ -92,9 +108,9 @@ def mean(runs: list[dict[str, Any]], key: str) -> float:
     return round(sum(run[key] for run in runs) / len(runs), 4)
 
 
-def judge(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """What the pairs of one engine so far amount to."""
-    ours, theirs = runs["store"], runs["plain"]
+def judge(runs: dict[str, list[dict[str, Any]]], path: str) -> dict[str, Any]:
+    """What the pairs of one engine so far amount to; `path` is that of ours."""
+    ours, theirs = runs[path], runs["plain"]
     apart = {path: max(abs(run["kept"] - run["measured"]) for run in found) for path, found in runs.items()}
     return {
         "mean_best": {path: mean(found, "best") for path, found in runs.items()},
@@ -104,7 +120,7 @@ def judge(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
         "checkpoint_off": {path: round(off, 4) for path, off in apart.items()},
         "holds": mean(theirs, "best") > LEARNT
         and mean(ours, "best") >= mean(theirs, "best") - ALLOWED
-        and apart["store"] <= max(CLOSE, apart["plain"]),
+        and apart[path] <= max(CLOSE, apart["plain"]),
         "runs": runs,
     }
 
@@ -113,6 +129,7 @@ def main() -> None:
     """Train, judge, print and keep."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--engine", action="append", choices=ENGINES)
+    parser.add_argument("--path", default="store", choices=("store", "device"), help="of ours")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--images", type=int, default=160, help="a fifth of them is for validation")
     parser.add_argument("--img", type=int, default=96)
@@ -140,12 +157,13 @@ def main() -> None:
         "engines": json.loads(wanted.result.read_text(encoding="utf-8"))["engines"] if wanted.result.is_file() else {},
     }
     for engine in wanted.engine or ENGINES:
-        runs: dict[str, list[dict[str, Any]]] = {path: [] for path in PATHS}
+        runs: dict[str, list[dict[str, Any]]] = {path: [] for path in ("plain", wanted.path)}
         for seed in range(wanted.seeds):
-            for path in list(PATHS)[:: -1 if seed % 2 else 1]:
+            for path in list(runs)[:: -1 if seed % 2 else 1]:
                 runs[path].append(train(engine, path, seed, wanted, place))
             epochs = wanted.epochs or EPOCHS[engine]
-            result["engines"][engine] = {"epochs": epochs, **judge(runs)}
+            name = engine if wanted.path == "store" else f"{engine}, {wanted.path}"
+            result["engines"][name] = {"epochs": epochs, **judge(runs, wanted.path)}
             wanted.result.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(json.dumps({engine: {**found, "runs": ""} for engine, found in result["engines"].items()}, indent=1))
 
