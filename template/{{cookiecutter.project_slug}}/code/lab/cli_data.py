@@ -355,7 +355,7 @@ def data_cache(
 
 
 def _build_stores(project: Project, cache: Path, data: str, img: int, engine: str, workers: int) -> None:
-    from lab import dataset  # noqa: PLC0415
+    from lab import dataset, weights  # noqa: PLC0415
     from lab.fast import store_build  # noqa: PLC0415
     from lab.fast.store_decode import recipe_of  # noqa: PLC0415
     from lab.project import ENGINES  # noqa: PLC0415
@@ -365,7 +365,7 @@ def _build_stores(project: Project, cache: Path, data: str, img: int, engine: st
         raise LabError(f"--engine is {engine}; it may be {' or '.join(ENGINES)}")
     if wanted < 32:
         raise LabError(f"--img is {wanted}; it must be 32 or more")
-    stride = 64 if project.model.endswith("6") else 32  # the engines round up to the model's largest stride
+    stride = weights.stride_of("", project, engine)  # the engines round up to the largest one
     side = -(-wanted // stride) * stride
     found = dataset.open_dataset(data or project.data, project)
     paths: dict[str, list[str]] = {"train": [], "val": []}
