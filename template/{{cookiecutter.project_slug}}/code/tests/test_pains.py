@@ -379,7 +379,6 @@ def test_a_finished_run_is_not_resumed(engine: str, project: Project, shapes: Pa
     assert "is finished" in done.stderr.strip().splitlines()[-1]
 
 
-@pytest.mark.long
 @in_the_container
 def test_one_seed_gives_one_result(engine: str, project: Project, shapes: Path, tmp_path: Path) -> None:
     """37: on one machine the same numbers to the last printed digit; other hardware rounds otherwise."""
@@ -410,7 +409,6 @@ def test_a_log_file_is_short(engine: str, project: Project, shapes: Path, tmp_pa
     assert lines(more) - lines(done) <= 3 * 12
 
 
-@pytest.mark.long
 @in_the_container
 @pytest.mark.skipif(sys.platform != "linux", reason="signals as Linux has them")
 def test_a_training_that_was_killed_goes_on(engine: str, project: Project, shapes: Path, tmp_path: Path) -> None:
