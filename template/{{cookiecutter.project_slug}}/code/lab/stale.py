@@ -9,20 +9,29 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from lab import pickles
-from lab.dataset import Dataset, label_file
+from lab.dataset import Dataset, entries, label_file
 from lab.errors import LabError
+from lab.picture_header import size_of
 
 
 def drop(dataset: Dataset) -> list[Path]:
     """Delete the caches of `dataset` that are older than what they hold; returns them.
 
     Costs one look at each file, as the engines' own check does. Raises LabError where a stale file cannot be deleted,
-    and where an array is no decoded picture, which an engine would take it for.
+    and where an array is somebody's own, which an engine would take for the picture.
     """
-    stale = [*_label_caches(dataset), *_pictures(dataset)]
+    arrays = list(suspects(dataset))
+    if theirs := next((one for one in arrays if one.foreign), None):
+        raise LabError(
+            f"{theirs.array} is no picture that an engine decoded ({theirs.foreign}), but both engines would train on "
+            f"it instead of {theirs.picture.name}: keep such arrays in a folder of their own; `lab data check --fix` "
+            "moves them aside"
+        )
+    stale = [*_label_caches(dataset), *(one.array for one in arrays)]
     for file in stale:
         try:
             file.unlink(missing_ok=True)
@@ -90,31 +99,75 @@ def _caches(dataset: Dataset) -> set[Path]:
     return {cache for cache in places | lists if cache.is_file()}
 
 
-def _pictures(dataset: Dataset) -> Iterator[Path]:
-    for directory in {image.parent for split in dataset.sources for image in dataset.images(split)}:
-        arrays = [path for path in directory.glob("*.npy") if path.is_file()] if directory.is_dir() else []
-        if not arrays:
+@dataclass(frozen=True)
+class Suspect:
+    """An array beside a picture, which both engines would read instead of it, and should not.
+
+    `foreign` says what it holds when no engine made it of this picture: it is somebody's own file. "" for an engine's
+    that is older than the picture.
+    """
+
+    split: str
+    array: Path
+    picture: Path
+    foreign: str
+
+
+def suspects(dataset: Dataset) -> Iterator[Suspect]:
+    """The arrays beside the pictures of `dataset` that must not be read, each once. Reads headers, and no pixels."""
+    some: dict[str, bool] = {}  # whether a directory holds any array: most hold none
+    seen: set[str] = set()
+    for entry in entries(dataset):
+        directory = entry.path.rpartition("/")[0]
+        if directory not in some:
+            some[directory] = _holds_arrays(directory)
+        array = f"{entry.path.rpartition('.')[0]}.npy"
+        if not some[directory] or array in seen or not os.path.isfile(array):  # noqa: PTH113
             continue
-        made = {path.stem: path for path in arrays}
-        for image in directory.iterdir():
-            array = made.get(image.stem)
-            if array is None or image.suffix == ".npy":
-                continue
-            if not decoded(array):
-                raise LabError(
-                    f"{array} is no picture that an engine decoded, but both engines would train on it instead of "
-                    f"{image.name}: move such arrays to a folder of their own"
-                )
-            if array.stat().st_mtime_ns <= _changed(image):
-                yield array
+        foreign = foreign_to(Path(array), Path(entry.path))
+        if foreign or os.stat(array).st_mtime_ns <= _changed(entry.path):  # noqa: PTH116
+            seen.add(array)
+            yield Suspect(entry.split, Path(array), Path(entry.path), foreign)
 
 
-def decoded(array: Path) -> bool:
-    """Whether `array` can be what --cache disk makes of a picture: uint8 (H, W, 3). Only its header is read."""
-    import numpy as np  # noqa: PLC0415  few data sets have any
-
+def _holds_arrays(directory: str) -> bool:
     try:
-        held = np.load(array, mmap_mode="r")
-    except (OSError, ValueError, EOFError):
-        return True  # cut short while it was written: a cache, and to be made again
-    return bool(held.dtype == np.uint8 and held.ndim == 3 and held.shape[2] == 3)
+        with os.scandir(directory) as found:
+            return any(entry.name.endswith(".npy") for entry in found)
+    except OSError:
+        return False
+
+
+def foreign_to(array: Path, picture: Path) -> str:
+    """What `array` holds, when that is not what --cache disk makes of `picture`; "" when it can be.
+
+    Both engines write what cv2.imread returns: uint8, height x width x 3 of the whole picture, turned as its EXIF tag
+    says or, in other versions of OpenCV, as it lies in the file. An empty file is a write that was cut off. A picture
+    that Pillow cannot read is not judged.
+    """
+    held = _held(array)
+    try:
+        width, height = size_of(picture)
+    except (OSError, ValueError):
+        return ""
+    whole = [((height, width, 3), "uint8"), ((width, height, 3), "uint8")]
+    if held is None or held in whole:
+        return ""
+    shape, kind = held
+    described = f"{' x '.join(map(str, shape))} of {kind}" if kind else "no plain array"
+    return f"{described}, and the picture is {height} x {width}"
+
+
+def _held(array: Path) -> tuple[tuple[int, ...], str] | None:
+    """Shape and type by the header alone; None for an empty file, no type where the header is none."""
+    from numpy.lib import format as npy  # noqa: PLC0415  few data sets have any
+
+    with array.open("rb") as opened:
+        try:
+            # an engine's header is of the first version: it is short
+            if npy.read_magic(opened) == (1, 0):
+                shape, _, kind = npy.read_array_header_1_0(opened)
+                return tuple(shape), str(kind)
+        except ValueError:
+            pass
+    return ((), "") if array.stat().st_size else None

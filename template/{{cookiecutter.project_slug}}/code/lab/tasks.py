@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import re
 import shutil
 import sys
 import time
@@ -205,12 +204,12 @@ def _options(job: Job) -> dict[str, Any]:
 
 
 def _image_size(job: Job) -> Any:
-    """`--imgsz`, a multiple of the largest stride: 32, and 64 for models with a P6 head."""
+    """`--imgsz`, a multiple of the network's largest stride: 32, and 64 with a P6 head."""
     request = job.request
     many = request.task in ("detect", "export")
     size = request.get("imgsz", [job.project.image_size] if many else job.project.image_size)
-    model = Path(request.get("cfg") or _first(request.get("weights")) or job.project.model).stem
-    stride = 64 if re.fullmatch(r"yolov5[nsmlx]6u?", model) else 32
+    named = request.get("cfg") or _first(request.get("weights"))
+    stride = weights.stride_of(named, job.project, job.engine.name)
     for side in size if isinstance(size, list) else [size]:
         if side < stride or side % stride:
             near = max(stride, side - side % stride)
@@ -357,7 +356,7 @@ def _run_directory(job: Job, model: str) -> Iterator[Path | None]:
     base = base if base.is_absolute() else project.root / base
     limits.require_writable(base)
     if request.task == "train":
-        limits.require_room(base, Path(model).stem)
+        limits.require_room(base, weights.parameters_of(model, project))
     directory = _claim(base, str(request.get("name", "exp")), request.get("exist_ok", False))
     try:
         yield directory

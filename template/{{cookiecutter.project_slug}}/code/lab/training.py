@@ -303,7 +303,7 @@ def _go_on(job: Job, directory: Path, given: dict[str, Any], log: IO[str] | None
     else:
         weights.require_checkpoint(last, job.project.show(last))
         say(f"going on with {name} after {standing.epochs} of {epochs} epochs{_schedule(given)}")
-        limits.require_room(directory, "yolov5n")
+        limits.require_room(directory, weights.parameters_of(str(last), job.project))
         start = Start(prepared, last, given)
     came_from = job.project.show(last) if last else name
     dataset = _data_of(job, directory)

@@ -11,10 +11,14 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import yaml
+from numpy.typing import NDArray
+from PIL import Image
 from test_container import TRAIN, environment, lab
 
 from lab import child, dataset, launch, remarks, stale, upstream
@@ -285,19 +289,70 @@ def test_caches_older_than_the_data_go(project: Project, shapes: Path) -> None:
     assert not gone.exists()
 
 
-def test_arrays_that_no_engine_made_are_left_and_named(project: Project, shapes: Path) -> None:
-    """20: depth maps beside the pictures, older than those or newer, are nobody's cache."""
+def on_its_side(picture: Path, width: int, height: int) -> None:
+    """Write a picture that its EXIF tag turns by a quarter."""
+    image = Image.new("RGB", (width, height))
+    exif = image.getexif()
+    exif[0x0112] = 6
+    image.save(picture, exif=exif)
+
+
+NOBODYS = [
+    np.zeros((96, 96), np.float32),  # depth
+    np.zeros((96, 96), np.uint8),  # a mask
+    np.zeros((48, 48, 3), np.uint8),  # features, or another picture
+    np.zeros((96, 48, 3), np.uint8),
+    np.zeros((96, 96, 4), np.uint8),
+    np.zeros((96, 96, 3), np.uint16),
+    np.array({"a": 1}),
+]
+
+
+@pytest.mark.parametrize("held", NOBODYS)
+@pytest.mark.parametrize("when", [1, 4e9])
+def test_arrays_that_no_engine_made_are_left_and_named(
+    project: Project, shapes: Path, held: NDArray[Any], when: float
+) -> None:
+    """20: whatever lies beside the pictures, older than those or newer, is nobody's cache unless it fits them."""
     found = dataset.open_dataset(str(shapes), project)
     image = next((shapes.parent / "images" / "val").glob("*.jpg"))
-    depth = image.with_suffix(".npy")
-    np.save(depth, np.zeros((96, 96), np.float32))
-    os.utime(depth, (1, 1))
-    with pytest.raises(LabError, match=rf"{depth.name} is no picture that an engine decoded.*: move such arrays"):
+    array = image.with_suffix(".npy")
+    np.save(array, held, allow_pickle=True)
+    os.utime(array, (when, when))
+    with pytest.raises(LabError, match=rf"{array.name} is no picture that an engine decoded.*--fix` moves them aside"):
         stale.drop(found)
-    assert depth.exists()
-    np.save(depth, np.zeros((96, 96, 3), np.uint8))
-    os.utime(depth, (1, 1))
-    assert stale.drop(found) == [depth]
+    assert array.exists()
+
+
+def test_arrays_that_an_engine_made_are_known(project: Project, shapes: Path) -> None:
+    """20: an engine writes what OpenCV reads, whole, turned as the EXIF tag says or not; or is stopped meanwhile."""
+    found = dataset.open_dataset(str(shapes), project)
+    image, *_ = (shapes.parent / "images" / "val").glob("*.jpg")
+    array = image.with_suffix(".npy")
+    on_its_side(image, 64, 96)
+    decoded = cv2.imread(str(image))
+    assert decoded is not None
+    assert decoded.shape == (64, 96, 3)
+    np.save(array, decoded)
+    whole = array.read_bytes()
+    np.save(array, np.zeros((96, 64, 3), np.uint8))
+    for content in (whole, array.read_bytes(), whole[:1000], b""):
+        array.write_bytes(content)
+        os.utime(array, (4e9, 4e9))
+        assert stale.drop(found) == []
+        os.utime(array, (1, 1))
+        assert stale.drop(found) == [array]
+
+
+def test_an_array_is_judged_by_the_pictures_of_its_name(project: Project, shapes: Path) -> None:
+    """20: an array beside something else of its name, or beside a picture that no engine reads, is not looked at."""
+    images = shapes.parent / "images" / "val"
+    (images / "scene.txt").touch()
+    np.save(images / "scene.npy", np.zeros(3))
+    broken, *_ = images.glob("*.jpg")
+    broken.write_bytes(b"<html>")
+    np.save(broken.with_suffix(".npy"), np.zeros(3))
+    assert stale.drop(dataset.open_dataset(str(shapes), project)) == []
 
 
 @pytest.mark.skipif(os.getuid() == 0, reason="root deletes everywhere")

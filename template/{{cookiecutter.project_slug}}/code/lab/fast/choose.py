@@ -210,7 +210,9 @@ def _gpu_left(seen: plan.Facts) -> int | None:
         return least // 10
     ranks = len(seen.device.split(","))
     amp = not plan.no_amp(seen)
-    return least - int(plan.memory_gib(seen.model, -(-seen.batch // ranks), seen.imgsz, amp) * plan.GIB)
+    return least - int(
+        plan.memory_gib(seen.model, -(-seen.batch // ranks), seen.imgsz, amp, seen.parameters) * plan.GIB
+    )
 
 
 def _bf16() -> bool:
