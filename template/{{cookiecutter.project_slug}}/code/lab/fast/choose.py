@@ -20,7 +20,7 @@ from lab import devices, plan, telemetry
 from lab.engines import Prepared
 from lab.errors import LabError
 from lab.fast import switches, tuned
-from lab.fast.plan import MARGIN, PLAIN, Facts, Speed, Wish, decide, fitting, require_consistent, sentence
+from lab.fast.plan import MARGIN, PLAIN, Facts, Speed, Wish, decide, fitting, require_consistent, sentence, with_images
 from lab.job import Job, say
 from lab.options import Request
 from lab.project import Project
@@ -85,18 +85,23 @@ def _with_stores(job: Job, prepared: Prepared, dataset: data.Dataset | None, spe
     if speed.data != PLAIN and dataset is not None:
         imgsz = int(prepared.options["imgsz"])
         try:
-            places = {split: _store(job, dataset, split, imgsz) for split in ("train", "val")}
+            found = {split: _store(job, dataset, split, imgsz) for split in ("train", "val")}
+            places = {split: store and store[0] for split, store in found.items()}
             speed = replace(speed, stores=places)
+            if found["train"]:  # the plan knew the size of a few images only
+                speed = with_images(speed, found["train"][1])
         except LabError as error:
             if insist:
                 raise
             say(f"{error.sentence}; until then images are read the engine's own way")
-            speed = replace(speed, data=PLAIN, stores={}, resident_bytes=0, reasons=("there is no store",))
+            speed = Speed(
+                switches=speed.switches, val_period=speed.val_period, steps=speed.steps, reasons=("there is no store",)
+            )
     return replace(prepared, speed=speed.record())
 
 
-def _store(job: Job, dataset: data.Dataset, split: str, imgsz: int) -> str | None:
-    """The directory of the store of `split`; None when the split has no images."""
+def _store(job: Job, dataset: data.Dataset, split: str, imgsz: int) -> tuple[str, int] | None:
+    """The directory of the store of `split` and the bytes of its pixels; None when the split has no images."""
     from lab.fast.store_build import build  # noqa: PLC0415  OpenCV
     from lab.fast.store_decode import recipe_of  # noqa: PLC0415
     from lab.fast.store_files import cache_directory  # noqa: PLC0415
@@ -108,7 +113,7 @@ def _store(job: Job, dataset: data.Dataset, split: str, imgsz: int) -> str | Non
     cache = cache_directory(job.project, say)
     with _progress(split) as progress:
         store = build(cache, dataset.file.parent.name, paths, recipe, progress=progress)
-    return str(store.directory)
+    return str(store.directory), int(store.pixels.nbytes)
 
 
 def _paths(dataset: data.Dataset, split: str) -> list[str]:

@@ -57,6 +57,8 @@ class Speed:
     stores: dict[str, str | None] = field(default_factory=dict)  # directory by split, once they are open
     partners: str = ALL
     resident_bytes: int = 0  # of images that live in each GPU's memory
+    resident_room: int = 0  # what each GPU has for images
+    image_bytes: int = 0  # of the training images, decoded; an estimate until their store is open
     switches: tuple[str, ...] = ()
     val_period: int = 1
     steps: int = 0  # of the whole run; 0 when not known
@@ -79,19 +81,21 @@ def decide(facts: Facts, wish: Wish) -> Speed:
         return Speed(val_period=period, reasons=("an evolution trains the engine's own way",))
     chosen, why = _switches(facts, wish)
     data, reason = _data(facts, wish)
-    room = facts.gpu_left or 0
-    resident = facts.store_bytes if data == DEVICE and facts.store_bytes <= RESIDENT * (room - PAINT) else 0
-    reasons = [reason, *why]
-    if data == DEVICE and not resident and facts.gpu_left is not None:
-        reasons.append(f"{_gib(facts.store_bytes)} of images do not fit into the {_gib(room)} that a GPU has left")
-    return Speed(
+    speed = Speed(
         data=data,
         partners=_partners(facts, data),
-        resident_bytes=resident,
+        resident_room=int(RESIDENT * max(0, (facts.gpu_left or 0) - PAINT)) if data == DEVICE else 0,
         switches=chosen,
         val_period=period,
-        reasons=tuple(reasons),
+        reasons=(reason, *why),
     )
+    return with_images(speed, facts.store_bytes)
+
+
+def with_images(speed: Speed, size: int) -> Speed:
+    """`speed` for images that take `size` bytes: they live in the GPU's memory where there is room for all of them."""
+    resident = size if speed.data == DEVICE and size <= speed.resident_room else 0
+    return replace(speed, resident_bytes=resident, image_bytes=size)
 
 
 def require_consistent(wish: Wish) -> None:
@@ -113,7 +117,7 @@ def fitting(speed: Speed, engine: str, device: str) -> Speed:
     """`speed` without what this kind of device cannot do; for a run that goes on somewhere else."""
     kept = tuple(name for name in speed.switches if switches.works(switches.named(name), engine, device))
     if speed.data == DEVICE and device != CUDA:
-        return replace(speed, data=STORE, resident_bytes=0, switches=kept)
+        return replace(speed, data=STORE, resident_bytes=0, resident_room=0, switches=kept)
     return replace(speed, switches=kept)
 
 
@@ -248,6 +252,10 @@ def sentence(speed: Speed) -> str:
     }[speed.data]
     if speed.resident_bytes:
         first += f", where {_gib(speed.resident_bytes)} of them live"
+    elif speed.data == DEVICE:
+        first += " from batches that are copied there"
+        if speed.resident_room:
+            first += f": all {_gib(speed.image_bytes)} do not fit into the {_gib(speed.resident_room)} left for them"
     on = ", ".join(speed.switches)
     words = f"{first}; " + (f"on: {on}" if on else "the step is the engine's own")
     if speed.val_period > 1:
