@@ -7,7 +7,21 @@ import pytest
 
 from lab.errors import LabError
 from lab.fast import switches
-from lab.fast.plan import ALL, DEVICE, PLAIN, RING, STORE, Facts, Speed, Wish, decide, fitting, sentence, with_images
+from lab.fast.plan import (
+    ALL,
+    DEVICE,
+    PLAIN,
+    RING,
+    STORE,
+    Facts,
+    Speed,
+    Wish,
+    decide,
+    fitting,
+    painting_bytes,
+    sentence,
+    with_images,
+)
 from lab.fast.trial import STEPS, WARM, Trial
 
 GIB = 1 << 30
@@ -20,6 +34,7 @@ GPU = Facts(
     cache_free=100 * GIB,
     memory_free=64 * GIB,
     gpu_left=40 * GIB,
+    painting=GIB,
 )
 CPU = replace(GPU, device="cpu", gpu_left=None)
 
@@ -59,6 +74,13 @@ def test_images_live_on_the_gpu_by_their_real_size() -> None:
     smaller = with_images(decide(replace(GPU, store_bytes=50 * GIB), Wish()), 9 * GIB)
     assert "where 9.0 GiB of them live" in sentence(smaller)
     assert with_images(decide(CPU, Wish(with_=("store",))), 1).resident_bytes == 0
+
+
+def test_what_painting_takes_grows_with_the_batch() -> None:
+    few, many = (painting_bytes(pictures, 640) for pictures in (1, 64))
+    assert many - few == 63 * 7 * 3 * 640**2  # three painted, and a canvas of four to copy
+    assert painting_bytes(64, 640, mixup=True) > many > painting_bytes(64, 640, resident=True)
+    assert painting_bytes(1, 2560) > 160 * 2560**2  # one picture at a time takes what it takes
 
 
 def test_a_processor_keeps_the_engines_own_way_unless_told_or_tuned() -> None:
