@@ -16,6 +16,7 @@ from lab import dataset as data
 from lab import plan
 from lab.engines import Call, Prepared
 from lab.errors import FAILED, LabError
+from lab.gpu_list import listed
 from lab.job import Job
 from lab.launch import run
 
@@ -112,7 +113,7 @@ class Filled:
 
 def fill(job: Job, prepared: Prepared, ranks: int, log: IO[str] | None) -> Filled:
     """Measure `--batch auto` for the training `prepared`, on each of its devices. Raises LabError."""
-    if prepared.options.get("device") == "cpu" or not plan.gpus():
+    if prepared.options.get("device") == "cpu" or not listed():
         return _without_gpu()
     with tempfile.TemporaryDirectory(prefix="lab-batch-") as place:
         result = Path(place) / "batch.json"

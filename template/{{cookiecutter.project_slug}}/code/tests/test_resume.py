@@ -449,14 +449,16 @@ def test_one_image_that_does_not_fit_is_the_end(
     assert capsys.readouterr().err.splitlines()[-1] == "lab: no memory"
 
 
-@pytest.mark.parametrize(("device", "seen"), [("1,3", "1,3"), ("", "0,2"), ("cpu", "0,2")])
-def test_the_first_kernel_runs_on_the_gpu_that_was_asked_for(
-    monkeypatch: pytest.MonkeyPatch, device: str, seen: str
+@pytest.mark.parametrize(("gpus", "seen"), [("1,3", "1,3"), ("GPU-8f2e,GPU-03c1", "GPU-8f2e,GPU-03c1"), ("", None)])
+def test_cuda_looks_at_the_gpus_that_were_asked_for_before_the_engine_does(
+    monkeypatch: pytest.MonkeyPatch, gpus: str, seen: str | None
 ) -> None:
-    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=SimpleNamespace(is_available=lambda: False)))
+    looked: list[str] = []
+    cuda = SimpleNamespace(is_available=lambda: looked.append(os.environ["CUDA_VISIBLE_DEVICES"]))
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,2")
-    child.prove_kernels(device)
-    assert os.environ["CUDA_VISIBLE_DEVICES"] == seen
+    child.show_gpus(gpus)
+    assert looked == ([seen] if seen else [])
 
 
 class OutOfMemoryError(RuntimeError):
