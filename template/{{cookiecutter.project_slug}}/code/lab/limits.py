@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from lab.errors import LabError
@@ -65,6 +67,17 @@ def room_needed(model: str) -> int:
     letter = next((c for c in model.removeprefix("yolov5")[:1] if c in PARAMETERS), "n")
     p6 = 1.8 if model.removeprefix("yolov5")[1:2] == "6" else 1.0
     return 64 * MEBIBYTE + int(48e6 * PARAMETERS[letter] * p6)
+
+
+def require_stride(sides: Sequence[int], model: str) -> None:
+    """Raises LabError for a side of `--img` that is no multiple of the largest stride: 32, with a P6 head 64."""
+    stride = 64 if re.fullmatch(r"yolov5[nsmlx](6|-p6)u?", model) else 32
+    for side in sides:
+        if side < stride or side % stride:
+            near = max(stride, side - side % stride)
+            raise LabError(
+                f"--img {side} is not a multiple of {stride}, the model's stride: use {near} or {near + stride}"
+            )
 
 
 def require_room(directory: Path, model: str) -> None:

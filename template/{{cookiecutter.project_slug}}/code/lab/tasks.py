@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import re
 import shutil
 import sys
 import time
@@ -210,13 +209,7 @@ def _image_size(job: Job) -> Any:
     many = request.task in ("detect", "export")
     size = request.get("imgsz", [job.project.image_size] if many else job.project.image_size)
     model = Path(request.get("cfg") or _first(request.get("weights")) or job.project.model).stem
-    stride = 64 if re.fullmatch(r"yolov5[nsmlx]6u?", model) else 32
-    for side in size if isinstance(size, list) else [size]:
-        if side < stride or side % stride:
-            near = max(stride, side - side % stride)
-            raise LabError(
-                f"--img {side} is not a multiple of {stride}, the model's stride: use {near} or {near + stride}"
-            )
+    limits.require_stride(size if isinstance(size, list) else [size], model)
     return size
 
 

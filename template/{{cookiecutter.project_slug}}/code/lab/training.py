@@ -278,6 +278,10 @@ def _go_on(job: Job, directory: Path, given: dict[str, Any], log: IO[str] | None
     options = {key: value for key, value in asked.options.items() if key not in rendezvous.OPTIONS}
     asked = replace(asked, options={**options, **given}, done=False)
     _require_place(job, directory, asked)
+    if "imgsz" in given:
+        limits.require_stride(
+            [int(given["imgsz"])], Path(asked.cfg or next(iter(asked.weights), "") or job.project.model).stem
+        )
     job.engine.refuse("train", _measured_later(asked.options))
     closing = standing.epochs >= epochs or (standing.ended and "epochs" not in given)
     prepared = Prepared("train", asked.options, asked.weights, asked.cfg, directory, asked.speed)

@@ -219,6 +219,63 @@ def test_what_would_change_the_experiment_is_refused_by_name(
     assert f"takes {words.split(maxsplit=1)[0]} from the run itself" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("engine", ["yolov5", "yolov5u"])
+@pytest.mark.parametrize(
+    ("option", "stored"),
+    [
+        ("--img 128", {"imgsz": 128}),
+        ("--patience 3", {"patience": 3}),
+        ("--save-period 0", {"save_period": -1}),
+        ("--cache", {"cache": "ram"}),
+        ("--noval", {"noval": True, "val": False}),
+        ("--noplots", {"noplots": True, "plots": False}),
+    ],
+)
+def test_what_is_given_beside_resume_counts(
+    ready: Project, monkeypatch: pytest.MonkeyPatch, engine: str, option: str, stored: dict[str, Any]
+) -> None:
+    """In both engines' own words; the other one's word is not among them."""
+    directory = run_of(ready, engine=engine)
+    write_checkpoint(directory / "weights" / LAST, 2)
+    children = start(monkeypatch)
+    assert cli.main(["train", "--resume", *option.split()]) == 0
+    said = children.calls[0].payload["stored"]
+    assert {key: said[key] for key in stored if key in said}.items() <= stored.items()
+    assert set(stored) & set(said)
+    asked = resume.read_asked(directory)
+    assert asked is not None
+    key = option.split(maxsplit=1)[0].removeprefix("--").replace("-", "_").replace("img", "imgsz")
+    assert asked.options[key] in stored.values()
+
+
+@pytest.mark.parametrize("engine", ["yolov5", "yolov5u"])
+@pytest.mark.parametrize(
+    ("cfg", "size", "part"),
+    [
+        ("/models/yolov5n.yaml", "100", "--img 100 is not a multiple of 32, the model's stride: use 96 or 128"),
+        ("/models/yolov5n6.yaml", "96", "--img 96 is not a multiple of 64, the model's stride: use 64 or 128"),
+        ("yolov5n-p6.yaml", "96", "--img 96 is not a multiple of 64"),
+        ("/models/yolov5n.yaml", "0", "use 32 or 64"),
+    ],
+)
+def test_a_size_that_the_model_cannot_have_is_refused_beside_resume_too(
+    ready: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], engine: str, cfg: str,
+    size: str, part: str,
+) -> None:  # fmt: skip
+    directory = run_of(ready, engine=engine)
+    before = resume.read_asked(directory)
+    assert before is not None
+    resume.write_asked(directory, Asked(**{**vars(before), "cfg": cfg}))
+    write_checkpoint(directory / "weights" / LAST, 2)
+    children = start(monkeypatch)
+    assert cli.main(["train", "--resume", "--img", size]) == 2
+    assert part in capsys.readouterr().err
+    assert children.calls == []
+    kept = resume.read_asked(directory)
+    assert kept is not None
+    assert kept.options["imgsz"] == 96
+
+
 def test_a_kill_before_the_first_checkpoint_begins_anew(
     ready: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
