@@ -114,7 +114,7 @@ class Filled:
 def fill(job: Job, prepared: Prepared, ranks: int, log: IO[str] | None) -> Filled:
     """Measure `--batch auto` for the training `prepared`, on each of its devices. Raises LabError."""
     if prepared.options.get("device") == "cpu" or not listed():
-        return _without_gpu()
+        return _without_gpu(ranks)
     with tempfile.TemporaryDirectory(prefix="lab-batch-") as place:
         result = Path(place) / "batch.json"
         payload = request(job, prepared, result)
@@ -124,9 +124,10 @@ def fill(job: Job, prepared: Prepared, ranks: int, log: IO[str] | None) -> Fille
     return judge(said["devices"], ranks)
 
 
-def _without_gpu() -> Filled:
-    words = f"--batch auto fills a GPU, and there is none here: {WITHOUT_GPU}, as without the option"
-    return Filled(WITHOUT_GPU, words, {"batch": WITHOUT_GPU})
+def _without_gpu(ranks: int) -> Filled:
+    batch = max(WITHOUT_GPU // ranks, 1) * ranks
+    words = f"--batch auto fills a GPU, and there is none here: {batch}, as without the option"
+    return Filled(batch, words, {"batch": batch})
 
 
 def request(job: Job, prepared: Prepared, result: Path) -> dict[str, Any]:

@@ -105,11 +105,11 @@ class Yolov5:
                 mend = "leave out --nodes" if nodes > 1 else "give --device 0"
                 raise LabError(f"--{key.replace('_', '-')} works on one GPU only: {mend}")
         batch = int(options.get("batch_size", 16))
-        if batch == -1:
+        if batch == -1 and nodes > 1:
             raise LabError(
-                f"--batch -1 works on one GPU only: give a multiple of {ranks}, the images a step of all GPUs"
+                "--batch auto measures the GPUs of one machine: with --nodes give the --batch of all GPUs together"
             )
-        if batch % ranks:
+        if batch % ranks and batch != -1:  # -1 is measured before the engine sees it, as a multiple
             raise LabError(f"--batch {batch} is not a multiple of {ranks} GPUs: use {batch - batch % ranks or ranks}")
 
     def call(self, prepared: Prepared, project: Project) -> Call:

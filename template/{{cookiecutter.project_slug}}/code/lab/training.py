@@ -282,7 +282,7 @@ def _go_on(job: Job, directory: Path, given: dict[str, Any], log: IO[str] | None
         limits.require_stride(
             [int(given["imgsz"])], Path(asked.cfg or next(iter(asked.weights), "") or job.project.model).stem
         )
-    job.engine.refuse("train", _measured_later(asked.options))
+    job.engine.refuse("train", asked.options)
     closing = standing.epochs >= epochs or (standing.ended and "epochs" not in given)
     prepared = Prepared("train", asked.options, asked.weights, asked.cfg, directory, asked.speed)
     if closing:
@@ -330,11 +330,6 @@ def _schedule(given: dict[str, Any]) -> str:
     if "epochs" not in given:
         return ""
     return "; the learning rate follows the schedule of the new length from here on"
-
-
-def _measured_later(options: dict[str, Any]) -> dict[str, Any]:
-    """`options` without a batch that is only measured once the run begins."""
-    return {key: value for key, value in options.items() if key != "batch_size" or value != -1}
 
 
 def _understood(job: Job, directory: Path) -> Asked:

@@ -31,7 +31,8 @@ def test_yolov5_gets_a_process_for_each_gpu(project: Project) -> None:
     options = {"device": "0,1,2,3", "batch_size": 64}
     engine.refuse("train", options)
     assert engine.call(Prepared("train", options, ["/w.pt"], None, Path("/r/e")), project).processes == 4
-    for wrong in ({"batch_size": -1}, {"batch_size": 30}, {"evolve": 300}, {"image_weights": True}):
+    engine.refuse("train", {"device": "0,1,2", "batch_size": -1})  # measured, as a multiple
+    for wrong in ({"batch_size": 30}, {"evolve": 300}, {"image_weights": True}):
         with pytest.raises(LabError):
             engine.refuse("train", {"device": "0,1,2,3", **wrong})
 

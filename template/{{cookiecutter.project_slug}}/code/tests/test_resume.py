@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lab import child, cli, dataset, limits, record, report_run, resume, training
+from lab import batch, child, cli, dataset, limits, plan, record, report_run, resume, training
 from lab.engines import Call
 from lab.errors import FAILED, OUT_OF_MEMORY, LabError
 from lab.launch import Interrupted
@@ -469,6 +469,35 @@ def test_several_machines_do_not_halve_a_batch_alone(
     assert cli.main([*words, "--nodes", "2", "--node-rank", "0", "--rdzv", "127.0.0.1:29500"]) == FAILED
     assert "no memory" in capsys.readouterr().err
     assert [call.meeting.nodes for call in children.calls] == [2]
+
+
+@pytest.mark.parametrize("engine", ["yolov5", "yolov5u"])
+def test_a_measured_batch_is_a_multiple_of_the_gpus(
+    ready: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], engine: str
+) -> None:
+    """Three GPUs: it was refused, because 16 is no multiple of 3."""
+    card = {"predicted": 8 << 30, "measured": 8 << 30, "total": 16 << 30}
+    found = [{"device": str(number), "batch": batch, **card} for number, batch in enumerate((21, 20, 22))]
+
+    def measure(call: Call, *_: Any) -> None:
+        Path(call.payload["result"]).write_text(json.dumps({"devices": found}), encoding="utf-8")
+
+    monkeypatch.setattr(training.devices, "gpu_nodes", lambda: ["/dev/nvidia0"])
+    monkeypatch.setattr(batch, "listed", lambda: [object()])
+    monkeypatch.setattr(batch, "run", measure)
+    monkeypatch.setattr(plan, "listed", lambda: ())
+    children = start(monkeypatch)
+    words = ["train", "--cfg", "yolov5n.yaml", "--engine", engine, "--workers", "0", "--device", "0,1,2"]
+    assert cli.main([*words, "--batch", "auto"]) == 0
+    assert "--batch auto: 60 (20 on each of 3 GPUs)" in capsys.readouterr().err
+    asked = resume.read_asked(ready.runs / "train" / "exp")
+    assert asked is not None
+    assert (asked.options["batch_size"], children.calls[0].processes) == (60, 3)
+
+
+@pytest.mark.parametrize(("ranks", "images"), [(1, 16), (3, 15), (5, 15), (24, 24)])
+def test_where_nothing_can_be_measured_it_is_a_multiple_too(ranks: int, images: int) -> None:
+    assert batch._without_gpu(ranks).batch == images
 
 
 def test_several_machines_do_not_measure_a_batch(ready: Project, capsys: pytest.CaptureFixture[str]) -> None:
