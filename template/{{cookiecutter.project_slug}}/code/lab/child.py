@@ -10,7 +10,6 @@ import errno
 import json
 import math
 import os
-import re
 import signal
 import sys
 import threading
@@ -42,6 +41,7 @@ def serve(work: Callable[[dict[str, Any]], None]) -> None:
     hide_trackers()
     remarks.listen()
     try:
+        show_gpus(str(request.get("gpus", "")))
         if request["task"] == "train":
             prove_kernels(str(request.get("device", "")))
         work(request)
@@ -147,16 +147,24 @@ def _settle(file: Path) -> None:
 # GPU
 
 
-def prove_kernels(device_wanted: str) -> None:
-    """Run a kernel on this process's GPU, within KERNEL_LIMIT. Raises what torch raises.
+def show_gpus(names: str) -> None:
+    """Let CUDA see the GPUs `names` (numbers or UUIDs) and no others, counted from 0; "" leaves all.
 
-    It makes CUDA look for its devices, so what --device means must be settled before: CUDA_VISIBLE_DEVICES, which
-    YOLOv5 sets too, is not read again.
+    CUDA looks for its devices now and never again. YOLOv5 writes what --device says, which is a position among these,
+    into CUDA_VISIBLE_DEVICES later, where it would be another GPU's number.
     """
+    if not names:
+        return
+    os.environ["CUDA_VISIBLE_DEVICES"] = names
+    import torch  # noqa: PLC0415
+
+    torch.cuda.is_available()
+
+
+def prove_kernels(device_wanted: str) -> None:
+    """Run a kernel on this process's GPU, within KERNEL_LIMIT. Raises what torch raises."""
     if device_wanted in ("cpu", "mps"):
         return
-    if re.fullmatch(r"\d+(,\d+)*", device_wanted):
-        os.environ["CUDA_VISIBLE_DEVICES"] = device_wanted
     import torch  # noqa: PLC0415
 
     if not torch.cuda.is_available():
