@@ -15,9 +15,11 @@ ROWS = [
 ]
 
 
-def functions(file: Path) -> set[str]:
+def functions(file: Path) -> dict[str, list[str]]:
+    """The functions of a file by name, each with its decorators as they are written."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
-    return {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    return {function.name: [ast.unparse(one) for one in function.decorator_list] for function in functions}
 
 
 def test_all_of_them_are_there_in_order() -> None:
@@ -25,12 +27,15 @@ def test_all_of_them_are_there_in_order() -> None:
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.split("|")[1].strip())
-def test_every_test_it_names_exists(row: str) -> None:
+def test_every_test_it_names_exists_and_always_runs(row: str) -> None:
+    """What is marked `long` runs only where somebody asks for it: no promise may rest on that alone."""
     named = re.findall(r"`((?:code/)?tests/[\w/]+)::(test_\w+)`", row.rsplit("|", 2)[1])
     assert named
     for place, name in named:
         base = ROOT / "template/{{cookiecutter.project_slug}}" if place.startswith("code/") else ROOT
-        assert name in functions(base / f"{place}.py"), f"{place}::{name}"
+        decorators = functions(base / f"{place}.py").get(name)
+        assert decorators is not None, f"{place}::{name}"
+        assert "pytest.mark.long" not in decorators, f"{place}::{name}"
 
 
 def test_no_torch_before_2_7_is_offered() -> None:

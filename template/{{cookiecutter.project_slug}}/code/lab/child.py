@@ -10,7 +10,6 @@ import errno
 import json
 import math
 import os
-import re
 import signal
 import sys
 import threading
@@ -20,7 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from lab import remarks
+from lab import causes, remarks
 from lab.batch import out_of_memory
 from lab.devices import no_gpu
 from lab.doctor_torch import CLOSE_HALF, NO_AMP
@@ -42,6 +41,7 @@ def serve(work: Callable[[dict[str, Any]], None]) -> None:
     hide_trackers()
     remarks.listen()
     try:
+        show_gpus(str(request.get("gpus", "")))
         if request["task"] == "train":
             prove_kernels(str(request.get("device", "")))
         work(request)
@@ -147,16 +147,24 @@ def _settle(file: Path) -> None:
 # GPU
 
 
-def prove_kernels(device_wanted: str) -> None:
-    """Run a kernel on this process's GPU, within KERNEL_LIMIT. Raises what torch raises.
+def show_gpus(names: str) -> None:
+    """Let CUDA see the GPUs `names` (numbers or UUIDs) and no others, counted from 0; "" leaves all.
 
-    It makes CUDA look for its devices, so what --device means must be settled before: CUDA_VISIBLE_DEVICES, which
-    YOLOv5 sets too, is not read again.
+    CUDA looks for its devices now and never again. YOLOv5 writes what --device says, which is a position among these,
+    into CUDA_VISIBLE_DEVICES later, where it would be another GPU's number.
     """
+    if not names:
+        return
+    os.environ["CUDA_VISIBLE_DEVICES"] = names
+    import torch  # noqa: PLC0415
+
+    torch.cuda.is_available()
+
+
+def prove_kernels(device_wanted: str) -> None:
+    """Run a kernel on this process's GPU, within KERNEL_LIMIT. Raises what torch raises."""
     if device_wanted in ("cpu", "mps"):
         return
-    if re.fullmatch(r"\d+(,\d+)*", device_wanted):
-        os.environ["CUDA_VISIBLE_DEVICES"] = device_wanted
     import torch  # noqa: PLC0415
 
     if not torch.cuda.is_available():
@@ -308,11 +316,8 @@ def explain(error: BaseException, request: dict[str, Any]) -> str | None:
     if "Invalid CUDA" in text or "insufficient CUDA devices" in text:
         return no_gpu(str(request.get("device", "")))
     if out_of_memory(error):
-        return MEMORY if "cpu" not in text.lower() else MAIN_MEMORY
-    for signs, sentence in CAUSES:
-        if any(sign in text or sign in type(error).__name__ for sign in signs):
-            return sentence
-    return None
+        return causes.MEMORY if "cpu" not in text.lower() else causes.MAIN_MEMORY
+    return causes.said(text, type(error).__name__)
 
 
 def _for_memory(error: BaseException, request: dict[str, Any]) -> bool:
@@ -331,52 +336,6 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
     while link is not None:
         yield link
         link = link.__cause__ or link.__context__
-
-
-MEMORY = "the GPU's memory does not suffice: give a smaller --batch (auto finds one), a smaller --img or model"
-MAIN_MEMORY = "main memory does not suffice: give a smaller --batch, fewer --workers, or no --cache"
-CAUSES: tuple[tuple[tuple[str, ...], str], ...] = (
-    (
-        ("killed by signal: Killed", "exited unexpectedly", "MemoryError"),
-        "a process ran out of main memory, most likely: give fewer --workers, a smaller --batch, or no --cache",
-    ),
-    (
-        ("exceeds nc=", "labels empty", "No labels found", "No valid images"),
-        "the labels or pictures cannot be used: `lab data check`, with the same data file, names the files",
-    ),
-    (
-        ("Bus error", "out of shared memory", "unable to open shared memory"),
-        "a loader worker ran out of shared memory: give --workers 0, or a larger SHM_SIZE in .env and open again",
-    ),
-    (
-        ("no kernel image is available",),
-        "this torch build has no code for this GPU: open the container again, so that host-setup chooses another",
-    ),
-    (
-        (
-            "ncclInternalError",
-            "ncclSystemError",
-            "ncclRemoteError",
-            "ncclUnhandledCudaError",
-            "collective operation timeout",
-        ),
-        "the GPUs lost each other (NCCL): `lab doctor` tests their network and names the switch that helps; "
-        "NCCL_DEBUG=INFO in .env says more",
-    ),
-    (
-        ("does not have a deterministic implementation",),
-        "a layer of this model has no deterministic kernel, and YOLOv5 insists on those: train it with "
-        "--engine yolov5u, or on --device cpu",
-    ),
-    (
-        ("nothing to resume",),
-        "this run is finished, there is nothing to resume: start a new one with --weights and its last.pt",
-    ),
-    (
-        ("state_dict", "Ran out of input", "failed finding central directory", "invalid load key"),
-        "the checkpoint cannot be read, or belongs to another model: it may be cut short; use another one",
-    ),
-)
 
 
 def finished_weights(

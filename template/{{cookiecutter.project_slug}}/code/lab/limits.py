@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from lab.errors import LabError
@@ -71,6 +72,16 @@ def room_needed(parameters: int) -> int:
     optimiser in full): last.pt, the one before it, best.pt, and the one that is being written.
     """
     return 64 * MEBIBYTE + 48 * parameters
+
+
+def require_stride(sides: Sequence[int], stride: int) -> None:
+    """Raises LabError for a side of `--img` that is no multiple of the model's largest stride."""
+    for side in sides:
+        if side < stride or side % stride:
+            near = max(stride, side - side % stride)
+            raise LabError(
+                f"--img {side} is not a multiple of {stride}, the model's stride: use {near} or {near + stride}"
+            )
 
 
 def require_room(directory: Path, parameters: int) -> None:

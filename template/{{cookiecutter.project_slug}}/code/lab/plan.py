@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
 import os
 import re
@@ -12,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from lab import dataset as data
-from lab import devices, limits
-from lab.doctor_facts import Gpu, ask_smi
+from lab import limits
+from lab.doctor_facts import Gpu
 from lab.doctor_torch import NO_AMP
 from lab.engines import Prepared
+from lab.gpu_list import listed, those
 from lab.job import Job
 from lab.weights import architecture
 
@@ -52,21 +52,6 @@ def accumulation(batch: int) -> str:
     if steps == 1:
         return f"{batch} images an update"
     return f"{batch} images a step, {steps} steps gathered: {batch * steps} an update"
-
-
-@functools.lru_cache(maxsize=1)
-def gpus() -> tuple[Gpu, ...]:
-    """The GPUs of this container as nvidia-smi lists them; none where it gives no answer in time."""
-    return ask_smi().gpus if devices.gpu_nodes() else ()
-
-
-def used_gpus(device: str, listed: tuple[Gpu, ...]) -> tuple[Gpu, ...]:
-    """Those of `listed` that --device means: the numbers, or the first one visible."""
-    if device in ("cpu", "mps"):
-        return ()
-    visible = [word.strip() for word in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if word.strip()]
-    numbers = device.split(",") if device else visible[:1] or ["0"]
-    return tuple(gpu for gpu in listed if str(gpu.number) in numbers)
 
 
 @dataclass(frozen=True)
@@ -123,7 +108,7 @@ def look(job: Job, prepared: Prepared, dataset: data.Dataset) -> Facts:
         cache=cache,
         cache_need=cache_need,
         device=device,
-        gpus=used_gpus(device, gpus()),
+        gpus=those(device, listed()),
     )
 
 

@@ -61,15 +61,7 @@ def perform(request: Request, project: Project, log: IO[str] | None = None) -> P
         require_packages(request.get("include", []))
     if request.task == "train" and "resume" in request.given:
         return training.go_on(job, log)
-    # -1 is measured for every engine and any number of GPUs, so the engine never sees it
-    measured = request.task == "train" and request.get("batch_size") == -1
-    if measured and int(request.get("nodes", 1)) > 1:
-        raise LabError(
-            "--batch auto measures the GPUs of one machine: with --nodes give the --batch of all GPUs together"
-        )
-    job.engine.refuse(
-        request.task, {key: value for key, value in request.given.items() if not measured or key != "batch_size"}
-    )
+    job.engine.refuse(request.task, request.given)
     wish = choose.wish(request)
     dataset = _dataset(job)
     model = _weights(job) if request.get("tuned") else None
@@ -210,12 +202,7 @@ def _image_size(job: Job) -> Any:
     size = request.get("imgsz", [job.project.image_size] if many else job.project.image_size)
     named = request.get("cfg") or _first(request.get("weights"))
     stride = weights.stride_of(named, job.project, job.engine.name)
-    for side in size if isinstance(size, list) else [size]:
-        if side < stride or side % stride:
-            near = max(stride, side - side % stride)
-            raise LabError(
-                f"--img {side} is not a multiple of {stride}, the model's stride: use {near} or {near + stride}"
-            )
+    limits.require_stride(size if isinstance(size, list) else [size], stride)
     return size
 
 

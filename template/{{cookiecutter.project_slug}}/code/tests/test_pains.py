@@ -54,6 +54,8 @@ SAID = {
     "11 no such GPU": ("Invalid CUDA '--device 0' requested, use '--device cpu'", "--device cpu"),
     "14 GPU memory": ("CUDA out of memory. Tried to allocate 2.00 GiB", "smaller --batch"),
     "16 absurd allocation": ("CUDA out of memory. Tried to allocate 1936.10 GiB", "GPU's memory"),
+    "17 killed worker": ("DataLoader worker (pid 3) is killed by signal: Killed. ", "fewer --workers"),
+    "17 vanished worker": ("DataLoader worker (pid(s) 3) exited unexpectedly", "fewer --workers"),
     "21 no labels": ("train: No labels found in /d/labels.cache, can not start training", "lab data check"),
     "23 class beyond names": ("Label class 7 exceeds nc=3 in data.yaml", "lab data check"),
     "24 another model": ("Error(s) in loading state_dict for DetectionModel", "another model"),
@@ -95,7 +97,7 @@ def test_a_killed_training_says_memory(project: Project, font: None) -> None:
     """17: the kernel's out-of-memory killer leaves no words; ours do."""
     script = project.root / "killed.py"
     script.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n", encoding="utf-8")
-    with pytest.raises(LabError, match=r"want of memory: fewer --workers, a smaller --batch or no --cache"):
+    with pytest.raises(LabError, match=r"want of main memory: give fewer --workers, a smaller --batch, or no --cache"):
         launch.run(Call(script, {"task": "train"}), project, None)
 
 
@@ -434,7 +436,6 @@ def test_a_finished_run_is_not_resumed(engine: str, project: Project, shapes: Pa
     assert "is finished" in done.stderr.strip().splitlines()[-1]
 
 
-@pytest.mark.long
 @in_the_container
 def test_one_seed_gives_one_result(engine: str, project: Project, shapes: Path, tmp_path: Path) -> None:
     """37: on one machine the same numbers to the last printed digit; other hardware rounds otherwise."""
@@ -465,7 +466,6 @@ def test_a_log_file_is_short(engine: str, project: Project, shapes: Path, tmp_pa
     assert lines(more) - lines(done) <= 3 * 12
 
 
-@pytest.mark.long
 @in_the_container
 @pytest.mark.skipif(sys.platform != "linux", reason="signals as Linux has them")
 def test_a_training_that_was_killed_goes_on(engine: str, project: Project, shapes: Path, tmp_path: Path) -> None:

@@ -101,16 +101,6 @@ def test_caches_are_weighed(shapes: Path, project: Project) -> None:
     assert said(replace(FACTS, disk_free=1 << 29), "disk").startswith("TOO LITTLE: 0.5 GiB free")
 
 
-def test_the_gpus_that_device_means(monkeypatch: pytest.MonkeyPatch) -> None:
-    listed = tuple(V100._replace(number=number) for number in range(4))
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert [gpu.number for gpu in plan.used_gpus("1,3", listed)] == [1, 3]
-    assert [gpu.number for gpu in plan.used_gpus("", listed)] == [0]
-    assert plan.used_gpus("cpu", listed) == ()
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
-    assert [gpu.number for gpu in plan.used_gpus("", listed)] == [2]
-
-
 def test_predicted_against_measured() -> None:
     notes = {"peak_bytes": 20 << 30, "total_bytes": 24 << 30}
     assert plan.compared({**notes, "predicted_bytes": 21 << 30}) == (

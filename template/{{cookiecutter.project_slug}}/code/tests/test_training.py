@@ -61,13 +61,14 @@ def test_a_seed_repeats_a_run_and_a_finished_run_is_trained_longer(engine: str, 
     one, two = (project.runs / "train" / name for name in ("one", "two"))
     assert results(one) == results(two)
     assert list(one.glob("events.out.tfevents.*"))
-    said = train("--resume", "runs/train/one", "--epochs", "3", "--batch", "4", "--patience", "7")
+    said = train("--resume", "runs/train/one", "--epochs", "3", "--batch", "4", "--patience", "7", "--img", "96")
     assert "after 2 of 3 epochs" in said
     assert results(one)[:2] == results(two)
     assert len(results(one)) == 3
+    assert "Image sizes 96 train, 96 val" in said  # the engine's own words
     file, key = ("opt.yaml", "batch_size") if engine == "yolov5" else ("args.yaml", "batch")
     stored = yaml.safe_load((one / file).read_text(encoding="utf-8"))
-    assert (stored[key], stored["epochs"], stored["patience"]) == (4, 3, 7)
+    assert (stored[key], stored["epochs"], stored["patience"], stored["imgsz"]) == (4, 3, 7, 96)
 
 
 def epochs_saved(run: Path) -> int:
@@ -134,11 +135,13 @@ def test_the_worst_step_of_batch_auto_runs(engine: str, project: Project, tmp_pa
         "task": "batch", "upstream": str(project.upstream), "result": str(result), "weights": "", "cfg": cfg,
         "classes": 3, "imgsz": 64, "multi_scale": True, "labels": 40, "most": 500, "optimizer": "SGD",
         "devices": "0,1", "pretended": {"total": 16 << 30, "base": 1 << 30, "per_image": 70 << 20},
+        "beside": (2 << 30, 5 << 20),
     }  # fmt: skip
     run_child(Call(CODE / "lab" / f"run_{engine}.py", payload), project, None)
     devices = json.loads(result.read_text(encoding="utf-8"))["devices"]
     assert [device["device"] for device in devices] == ["0", "1"]
     assert all(0.08 <= 1 - device["measured"] / (16 << 30) < 0.12 for device in devices)
+    assert all(device["beside"] == (2 << 30) + (5 << 20) * device["batch"] for device in devices)
 
 
 def test_amp_is_judged_by_the_networks_own_numbers() -> None:

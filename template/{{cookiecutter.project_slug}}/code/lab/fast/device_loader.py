@@ -242,6 +242,11 @@ class DeviceLoader:
         # before the training's kernels, which are long: the loop waits for these
         self._stream = torch.cuda.Stream(device, priority=-1) if self._cuda else None
         self._say = say
+        if budget and not self.resident:
+            say(
+                f"the images take {store.pixels.nbytes >> 20} MiB and the GPU's memory was to hold {budget >> 20}, so "
+                "they are copied from the store, batch by batch"
+            )
         # what this stream writes to must come from its own memory: on another's, older work may still be at it
         with self._beside():
             self.painter = Painter(self.shape, device, channels_last, compiled, say)
