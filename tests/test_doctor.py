@@ -334,6 +334,14 @@ def test_text_names_every_check_once():
     assert "\033" in report.as_text(doctor.grouped(findings), colour=True)
 
 
+def test_both_doctors_say_the_same_of_a_check():
+    """Two copies, because the host's Python may be 3.8 and the container does not see .devcontainer everywhere."""
+    from lab import doctor_finding
+
+    assert doctor_finding.Finding._fields == Finding._fields
+    assert doctor_finding.Finding.__doc__ == Finding.__doc__
+
+
 def test_json_is_the_same_objects():
     findings = examine(facts("4090"))
     assert [Finding(**row) for row in json.loads(report.as_json(findings))] == findings

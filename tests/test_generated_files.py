@@ -192,7 +192,9 @@ def test_the_gitlab_pipeline_keeps_to_its_schema(bake: Bake) -> None:
 @pytest.mark.parametrize("dataset", ["demo", "own"])
 def test_both_kinds_of_ci_run_the_same_commands(bake: Bake, dataset: str) -> None:
     """So what tests/e2e/test_pipeline.py proves of the one holds for the other."""
-    github = yaml.safe_load((bake(ci="github", dataset=dataset) / ".github/workflows/train.yml").read_text())["jobs"]
+    place = bake(ci="github", dataset=dataset) / ".github/workflows"
+    github = yaml.safe_load((place / "train.yml").read_text())["jobs"]
+    github["ci"] = yaml.safe_load((place / "ci.yml").read_text())["jobs"]["smoke"]
     gitlab = yaml.safe_load((bake(ci="gitlab", dataset=dataset) / ".gitlab-ci.yml").read_text())
 
     def of_github(job: str) -> list[str]:
@@ -204,6 +206,7 @@ def test_both_kinds_of_ci_run_the_same_commands(bake: Bake, dataset: str) -> Non
         before = gitlab[gitlab[job]["extends"]]["before_script"] if "extends" in gitlab[job] else []
         return [*(line for line in before if not line.startswith("apk ")), *gitlab[job]["script"]]
 
+    assert of_github("ci") == of_gitlab("smoke")
     assert of_github("smoke") == of_gitlab("pipeline")
     assert of_github("train") == of_gitlab("train")
     commands = " ".join(of_github("smoke"))

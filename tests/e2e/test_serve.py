@@ -120,6 +120,42 @@ class Serving:
         return max(map(int, re.findall(r"VmHWM:\s+(\d+)", status))) >> 10
 
 
+def test_without_a_model_it_waits_and_is_not_started_again(opened: Opened) -> None:
+    runs = opened.folder / "data" / "no-runs"
+    weights = runs / "train" / "exp" / "weights"
+    opened.user.run("mkdir", "--parents", weights)
+    assert opened.run("python", "code/tests/made_onnx.py", "data/made.onnx").returncode == 0
+
+    def compose(*words: str) -> str:
+        environment = {"SERVE_PORT": str(PORT), "SERVE_WEIGHTS": "", "RUNS_DIR": str(runs)}
+        return opened.user.run("docker", "compose", *words, cwd=opened.folder, env=environment).stdout
+
+    try:
+        compose("up", "--detach", "serve")
+        container = compose("ps", "--all", "--quiet", "serve").strip()
+        one = Serving(opened, container, time.monotonic())
+        while "serve: waiting" not in compose("logs", "serve"):
+            assert time.monotonic() < one.since + 60, compose("logs", "serve")
+            time.sleep(0.5)
+        time.sleep(15)  # Compose would have started it again by now, and more than once
+        assert (one.inspect(".RestartCount"), one.inspect(".State.Status")) == ("0", "running")
+        assert one.inspect(".State.Health.Status") != "healthy"
+        said = compose("logs", "--no-log-prefix", "serve").splitlines()
+        assert [line for line in said if "there is no exported model in runs/train" in line] == said[:1]
+        assert len(said) == 2
+        opened.user.run("cp", "--preserve", opened.folder / "data" / "made.onnx", weights / "best.onnx")
+        until = time.monotonic() + 60
+        while True:
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                if one.ask("GET", "/health", limit=5)[0] == 200:
+                    break
+            assert time.monotonic() < until, compose("logs", "serve")
+            time.sleep(0.5)
+        assert one.inspect(".RestartCount") == "0"
+    finally:
+        compose("rm", "--stop", "--force", "serve")
+
+
 @pytest.fixture(scope="module")
 def serving(opened: Opened) -> Iterator[Serving]:
     made = opened.run("python", "code/tests/made_onnx.py", MODEL)

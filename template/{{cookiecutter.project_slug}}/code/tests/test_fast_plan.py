@@ -19,6 +19,7 @@ from lab.fast.plan import (
     decide,
     fitting,
     painting_bytes,
+    pinned_slots,
     sentence,
     with_images,
 )
@@ -74,6 +75,14 @@ def test_images_live_on_the_gpu_by_their_real_size() -> None:
     smaller = with_images(decide(replace(GPU, store_bytes=50 * GIB), Wish()), 9 * GIB)
     assert "where 9.0 GiB of them live" in sentence(smaller)
     assert with_images(decide(CPU, Wish(with_=("store",))), 1).resident_bytes == 0
+
+
+def test_no_more_is_locked_than_there_is_room_for() -> None:
+    batch = 64 * 4 * 3 * 640**2  # 300 MiB, for which torch takes 512
+    assert pinned_slots(batch, 3, None) == pinned_slots(batch, 3, 64 * GIB) == 3
+    assert pinned_slots(batch, 3, 3 * 512 << 20) == 3
+    assert pinned_slots(batch, 3, (3 * 512 << 20) - 1) == 2
+    assert pinned_slots(batch, 3, 384 << 20) == 0
 
 
 def test_what_painting_takes_grows_with_the_batch() -> None:

@@ -455,6 +455,26 @@ def test_flipped_pixels_are_found_and_mended(cache: Path, paths: list[str]) -> N
     assert right(made(cache, paths), paths)
 
 
+def test_a_checksum_notices_what_disks_do_to_pixels() -> None:
+    piece = store_files.PIECE
+    random = np.random.default_rng(0)
+    for size in (0, 1, piece - 1, piece, 5 * piece + 77):
+        pixels = random.integers(0, 256, size, dtype=np.uint8)
+        sums = {store_files.checksum(pixels)}
+        for at in {0, size // 2, size - 1} if size else ():
+            other = pixels.copy()
+            other[at] ^= 1
+            sums.add(store_files.checksum(other))
+        assert len(sums) == 1 + len({0, size // 2, size - 1} if size else ())
+        shifted = np.concatenate([np.zeros(3, np.uint8), pixels])[3:]  # as it lies in a file: at any byte
+        assert store_files.checksum(shifted) == store_files.checksum(pixels)
+    zeroed, traded, old = pixels.copy(), pixels.copy(), pixels.copy()
+    zeroed[piece : 2 * piece] = 0
+    traded[:piece], traded[piece : 2 * piece] = pixels[piece : 2 * piece], pixels[:piece]
+    old[-100:] = pixels[:100]
+    assert store_files.checksum(pixels) not in {store_files.checksum(other) for other in (zeroed, traded, old)}
+
+
 def test_widespread_damage_is_noticed_when_the_store_is_opened(cache: Path, paths: list[str]) -> None:
     store = made(cache, paths)
     (store.directory / "pixels-000001").write_bytes(bytes(40 * 64 * 36 * 3))

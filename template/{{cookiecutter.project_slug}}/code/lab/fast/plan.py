@@ -110,6 +110,19 @@ def painting_bytes(pictures: int, side: int, mixup: bool = False, resident: bool
     return max(UNFUSED, UNFUSED_PIXEL * side**2) + pictures * (PAINTED * picture + copied)
 
 
+def pinned_slots(size: int, wanted: int, room: int | None) -> int:
+    """How many buffers of `size` bytes may be locked in main memory: `wanted`, or as many as `room` bytes hold, or 0.
+
+    torch takes a power of two for each. None: nothing is known of the room.
+    """
+    return wanted if room is None else min(wanted, room // taken(size))
+
+
+def taken(size: int) -> int:
+    """Bytes of the host that torch takes for `size` bytes of pinned memory: it rounds up to a power of two."""
+    return 1 << max(0, size - 1).bit_length()
+
+
 def require_consistent(wish: Wish) -> None:
     """Raises LabError for words that contradict each other, whatever the facts are."""
     if wish.plain:

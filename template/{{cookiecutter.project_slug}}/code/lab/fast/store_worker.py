@@ -8,7 +8,6 @@ import errno
 import hashlib
 import os
 import signal
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import numpy as np
 
 from lab.check_facts import ABSENT, AGAIN, PR_SET_PDEATHSIG, stamp_of
 from lab.fast.store_decode import Recipe, decode
-from lab.fast.store_files import BROKEN, RECORD, STORED
+from lab.fast.store_files import BROKEN, RECORD, STORED, checksum
 from lab.limits import MEBIBYTE
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # mallopt(3)
@@ -120,7 +119,7 @@ def _read(work: Work, path: str, mine: set[bytes], entry: Any) -> Any | None:
     image, full = found
     entry["height"], entry["width"] = image.shape[:2]
     entry["full_height"], entry["full_width"] = full
-    entry["crc"] = zlib.crc32(image)
+    entry["sum"] = checksum(image)
     entry["state"] = STORED
     mine.add(digest)
     return image
