@@ -315,13 +315,15 @@ def explain(error: BaseException, request: dict[str, Any]) -> str | None:
         return "YOLOv5 trains ranks on GPUs only, and there is none: leave --nodes out to train on the processor"
     if "Invalid CUDA" in text or "insufficient CUDA devices" in text:
         return no_gpu(str(request.get("device", "")))
+    if causes.absurd(text):
+        return causes.ABSURD
     if out_of_memory(error):
         return causes.MEMORY if "cpu" not in text.lower() else causes.MAIN_MEMORY
     return causes.said(text, type(error).__name__)
 
 
 def _for_memory(error: BaseException, request: dict[str, Any]) -> bool:
-    return request["task"] == "train" and out_of_memory(error)
+    return request["task"] == "train" and out_of_memory(error) and not causes.absurd(str(error))
 
 
 def _full(request: dict[str, Any]) -> bool:
