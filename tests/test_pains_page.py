@@ -8,7 +8,8 @@ import re
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+import yaml
+from conftest import ROOT, Bake
 
 ROWS = [
     line for line in (ROOT / "docs/pains.md").read_text(encoding="utf-8").splitlines() if re.match(r"\| \d+ \|", line)
@@ -43,3 +44,10 @@ def test_no_torch_before_2_7_is_offered() -> None:
     offered = json.loads((ROOT / "template/cookiecutter.json").read_text(encoding="utf-8"))["torch_version"]
     releases = [tuple(map(int, release.split(".")[:2])) for release in offered if release != "auto"]
     assert min(releases) >= (2, 7)
+
+
+def test_every_service_that_trains_has_shared_memory(bake: Bake) -> None:
+    """Pain 1: Docker gives 64 MB."""
+    services = yaml.safe_load((bake() / "compose.yaml").read_text(encoding="utf-8"))["services"]
+    given = {name: services[name].get("shm_size") for name in ("dev", "train", "val", "jupyter", "ssh")}
+    assert set(given.values()) == {"${SHM_SIZE:-8gb}"}

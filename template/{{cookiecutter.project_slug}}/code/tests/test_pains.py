@@ -1,6 +1,7 @@
 """What hurts people who train YOLOv5 cannot happen here, or ends in one sentence. The template's docs/pains.md lists
 all of it with the number used here; what other files of this folder already prove is not repeated."""
 
+import errno
 import importlib.util
 import logging
 import os
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -93,6 +95,35 @@ def test_a_full_disk_is_named(tmp_path: Path) -> None:
     sentence = child.explain(error, {"task": "train", "run": str(tmp_path), "device": ""})
     assert sentence is not None
     assert "is full: delete old runs" in sentence
+
+
+def test_a_disk_that_fills_up_while_a_checkpoint_is_written_keeps_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """19: the engines write in place, so half a last.pt would be all that is left of the run."""
+
+    def save(content: bytes, file: Path) -> None:
+        with open(file, "wb") as opened:  # noqa: PTH123  Path.write_bytes is changed here
+            opened.write(content[:3])
+            if len(content) > 3:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    torch = types.ModuleType("torch")
+    torch.save = save  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    monkeypatch.setattr(Path, "write_bytes", Path.write_bytes)  # to be put back
+    child.save_checkpoints_whole()
+    last = tmp_path / "weights" / "last.pt"
+    last.parent.mkdir()
+    torch.save(b"one", last)
+    with pytest.raises(OSError, match="No space left"):
+        torch.save(b"second", last)
+    assert {file.name: file.read_bytes() for file in last.parent.iterdir()} == {"last.pt": b"one"}
+    torch.save(b"two", last)
+    assert {file.name: file.read_bytes() for file in last.parent.iterdir()} == {
+        "last.pt": b"two",
+        "previous.pt": b"one",
+    }
 
 
 @pytest.fixture
