@@ -256,8 +256,7 @@ def _look_beside(dataset: Dataset, store: Store) -> None:
         store.beside("", _spoken(str(cache)), "cache", words)
     for one in suspects(dataset):
         if (path := str(one.array)) == _spoken(path):
-            words = f"holds {one.foreign}" if one.foreign else f"is older than {one.picture.name}"
-            store.beside(one.split, path, "array" if one.foreign else "cache", words)
+            store.beside(one.split, path, "array" if one.foreign else "cache", one.why)
     for split, directory in label_directories(dataset):
         if not os.path.isdir(directory):  # noqa: PTH112
             continue

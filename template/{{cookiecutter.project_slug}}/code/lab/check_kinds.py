@@ -81,5 +81,5 @@ KINDS = {
     "skipped": Kind(NOTE, "a picture whose ending no engine reads", "convert it to JPEG or PNG"),
     "orphan": Kind(NOTE, "a label file without a picture", "bring the picture, or delete the file"),
     "absent": Kind(NOTE, "a class without any box in train", "add pictures of it, or take the name out"),
-    "cache": Kind(NOTE, "an engine's cache older than the data", "delete it, or --fix"),
+    "cache": Kind(NOTE, "an engine's cache, older than the data or cut short", "delete it, or --fix"),
 }

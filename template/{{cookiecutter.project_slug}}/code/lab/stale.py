@@ -27,7 +27,7 @@ def drop(dataset: Dataset) -> list[Path]:
     arrays = list(suspects(dataset))
     if theirs := next((one for one in arrays if one.foreign), None):
         raise LabError(
-            f"{theirs.array} is no picture that an engine decoded ({theirs.foreign}), but both engines would train on "
+            f"{theirs.array} is no picture that an engine decoded (it {theirs.why}), but both engines would train on "
             f"it instead of {theirs.picture.name}: keep such arrays in a folder of their own; `lab data check --fix` "
             "moves them aside"
         )
@@ -37,7 +37,8 @@ def drop(dataset: Dataset) -> list[Path]:
             file.unlink(missing_ok=True)
         except OSError as error:
             raise LabError(
-                f"{file} is older than the data it was made from and cannot be deleted ({error.strerror}): delete it"
+                f"{file} is older than the data it was made from, or cut short, and cannot be deleted "
+                f"({error.strerror}): delete it"
             ) from error
     return stale
 
@@ -103,14 +104,14 @@ def _caches(dataset: Dataset) -> set[Path]:
 class Suspect:
     """An array beside a picture, which both engines would read instead of it, and should not.
 
-    `foreign` says what it holds when no engine made it of this picture: it is somebody's own file. "" for an engine's
-    that is older than the picture.
+    `foreign`: no engine made it of this picture, so it is somebody's own. Else it is an engine's, and worth nothing.
     """
 
     split: str
     array: Path
     picture: Path
-    foreign: str
+    foreign: bool
+    why: str
 
 
 def suspects(dataset: Dataset) -> Iterator[Suspect]:
@@ -122,12 +123,11 @@ def suspects(dataset: Dataset) -> Iterator[Suspect]:
         if directory not in some:
             some[directory] = _holds_arrays(directory)
         array = f"{entry.path.rpartition('.')[0]}.npy"
-        if not some[directory] or array in seen or not os.path.isfile(array):  # noqa: PTH113
-            continue
-        foreign = foreign_to(Path(array), Path(entry.path))
-        if foreign or os.stat(array).st_mtime_ns <= _changed(entry.path):  # noqa: PTH116
-            seen.add(array)
-            yield Suspect(entry.split, Path(array), Path(entry.path), foreign)
+        if some[directory] and array not in seen and os.path.isfile(array):  # noqa: PTH113
+            found = _judged(entry.split, Path(array), Path(entry.path))
+            if found is not None:
+                seen.add(array)
+                yield found
 
 
 def _holds_arrays(directory: str) -> bool:
@@ -138,28 +138,33 @@ def _holds_arrays(directory: str) -> bool:
         return False
 
 
-def foreign_to(array: Path, picture: Path) -> str:
-    """What `array` holds, when that is not what --cache disk makes of `picture`; "" when it can be.
+def _judged(split: str, array: Path, picture: Path) -> Suspect | None:
+    """None for an array that may be read.
 
     Both engines write what cv2.imread returns: uint8, height x width x 3 of the whole picture, turned as its EXIF tag
-    says or, in other versions of OpenCV, as it lies in the file. An empty file is a write that was cut off. A picture
-    that Pillow cannot read is not judged.
+    says or, in other versions of OpenCV, as it lies in the file. They find a file that was cut off while it was
+    written, and do not write it again. Of a picture that Pillow cannot read nothing can be said.
     """
-    held = _held(array)
     try:
+        status = array.stat()
+        held = _held(array)
         width, height = size_of(picture)
     except (OSError, ValueError):
-        return ""
+        return None
     whole = [((height, width, 3), "uint8"), ((width, height, 3), "uint8")]
-    if held is None or held in whole:
-        return ""
-    shape, kind = held
-    described = f"{' x '.join(map(str, shape))} of {kind}" if kind else "no plain array"
-    return f"{described}, and the picture is {height} x {width}"
+    if status.st_size and held not in whole:
+        shape, kind = held
+        described = f"{' x '.join(map(str, shape))} of {kind}" if kind else "no plain array"
+        return Suspect(split, array, picture, True, f"holds {described}, and the picture is {height} x {width}")
+    if status.st_size < 3 * height * width:
+        return Suspect(split, array, picture, False, "is cut short")
+    if status.st_mtime_ns <= _changed(picture):
+        return Suspect(split, array, picture, False, f"is older than {picture.name}")
+    return None
 
 
-def _held(array: Path) -> tuple[tuple[int, ...], str] | None:
-    """Shape and type by the header alone; None for an empty file, no type where the header is none."""
+def _held(array: Path) -> tuple[tuple[int, ...], str]:
+    """Shape and type by the header alone; ((), "") where that is none. Raises OSError."""
     from numpy.lib import format as npy  # noqa: PLC0415  few data sets have any
 
     with array.open("rb") as opened:
@@ -170,4 +175,4 @@ def _held(array: Path) -> tuple[tuple[int, ...], str] | None:
                 return tuple(shape), str(kind)
         except ValueError:
             pass
-    return ((), "") if array.stat().st_size else None
+    return (), ""
