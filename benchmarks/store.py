@@ -93,7 +93,7 @@ def stages(directory: str, out: str) -> dict[str, float]:
         "digest": _rate(store_worker.digest_of, contents),
         "decode and resize": _rate(lambda each: decode(each, "", recipe), contents),
         "checksum": _rate(checksum, images),
-        "write": _rate(lambda image: store_worker.append(descriptor, [image]), images),
+        "write": _rate(lambda image: store_worker.append(descriptor, image), images),
     }
     return {name: round(1000 / rate, 3) for name, rate in rates.items()}
 

@@ -4,8 +4,8 @@
         python /benchmarks/tune.py --result /benchmarks/results/tune-cpu.json
 
 Inside the container, in a project with YOLOv5's source (`lab fetch`). What is kept is the record of `lab tune` itself:
-measured costs, the prescription, the gain over the engine as it ships that was predicted and the gain that the short run
-beside it had. A prediction that is off by more than a quarter is what `lab tune` warns of.
+measured costs, the prescription, the gain over the engine as it ships that was predicted and the gain that the short
+run beside it had. A prediction that is off by more than a quarter is what `lab tune` warns of.
 """
 
 from __future__ import annotations
