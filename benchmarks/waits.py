@@ -2,7 +2,7 @@
 
     docker run --rm -v PROJECT:/workspace -v "$PWD/benchmarks":/benchmarks -w /workspace IMAGE \\
         python /benchmarks/waits.py --smoke --result /benchmarks/results/waits.json
-    PYTHONPATH=template/*/code .venv/bin/python benchmarks/waits.py --result benchmarks/results/waits.json
+    .venv/bin/python benchmarks/waits.py --result benchmarks/results/waits.json
 
 The lines need no container; what is not measured stays as the result has it. `lines`: seconds of the clock and of the
 processor from the data set's yaml file to the sentences, in a fresh process; pictures and labels are links to a few
@@ -24,6 +24,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+CODE = Path(__file__).resolve().parents[1] / "template" / "{{cookiecutter.project_slug}}" / "code"
 PICTURES = 100_000
 A_DIRECTORY = 10_000
 ROUNDS = 5
@@ -86,7 +87,11 @@ def waited() -> dict[str, Any]:
         rounds = [
             json.loads(
                 subprocess.run(
-                    [sys.executable, __file__, "--lines", str(file)], cwd=scratch, check=True, stdout=subprocess.PIPE
+                    [sys.executable, __file__, "--lines", str(file)],
+                    cwd=scratch,
+                    check=True,
+                    stdout=subprocess.PIPE,
+                    env={**os.environ, "PYTHONPATH": os.pathsep.join([str(CODE), os.environ.get("PYTHONPATH", "")])},
                 ).stdout
             )
             for _ in range(ROUNDS)
