@@ -93,9 +93,28 @@ def stages(directory: str, out: str) -> dict[str, float]:
         "digest": _rate(store_worker.digest_of, contents),
         "decode and resize": _rate(lambda each: decode(each, "", recipe), contents),
         "checksum": _rate(checksum, images),
-        "write": _rate(lambda image: store_worker.append(descriptor, [image]), images),
+        "write": _rate(lambda image: store_worker.append(descriptor, image), images),
     }
     return {name: round(1000 / rate, 3) for name, rate in rates.items()}
+
+
+def scaled(directory: str) -> dict[str, float]:
+    """libjpeg's decoding at half the size, which a store does not use: its time, and levels from what a store holds."""
+    from lab.fast.store_decode import Recipe, decode  # noqa: PLC0415
+    from lab.fast.store_worker import keep_memory  # noqa: PLC0415
+
+    cv2.setNumThreads(0)
+    keep_memory()
+    contents = [Path(path).read_bytes() for path in listed(directory)[:200]]
+
+    def half(content: bytes) -> Any:
+        return cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_REDUCED_COLOR_2)
+
+    found = decode(contents[0], "", Recipe(SIDE))
+    assert found is not None
+    off = np.abs(half(contents[0]).astype(int) - found[0])
+    rate = _rate(half, contents)
+    return {"milliseconds": round(1000 / rate, 3), "levels_off": round(float(off.mean()), 2), "most": int(off.max())}
 
 
 def _rate(act: Callable[[Any], object], over: list[Any]) -> float:
@@ -154,7 +173,7 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.step:
         name, *arguments = asked.step
-        print(json.dumps({"bare": bare, "built": built, "stages": stages}[name](*arguments)))
+        print(json.dumps({"bare": bare, "built": built, "stages": stages, "scaled": scaled}[name](*arguments)))
         return
     with tempfile.TemporaryDirectory() as scratch:
         place = Path(scratch)
@@ -171,6 +190,7 @@ def main() -> None:
             what: max(rates[what] for rates in bare_rates) for what in bare_rates[0]
         }
         figures["milliseconds_of_an_image"] = step("stages", place / "large", place / "out")
+        figures["scaled_decoding"] = step("scaled", place / "large")
         figures["build"] = max(builds, key=_rate_of)
         if others:
             figures["beside"] = max(others, key=_rate_of)

@@ -515,8 +515,8 @@ def test_the_disk_fills_while_building(cache: Path, paths: list[str], monkeypatc
 
     def full(descriptor: int, buffers: list[Any]) -> int:
         calls.append(1)
-        if len(calls) == 2:
-            real(descriptor, buffers[:3])  # as much as went in
+        if len(calls) == 20:  # in the second of three tasks
+            real(descriptor, [buffers[0][:9]])  # as much as went in
             raise OSError(errno.ENOSPC, "No space left on device")
         return real(descriptor, buffers)
 
@@ -533,10 +533,23 @@ def test_the_disk_fills_while_building(cache: Path, paths: list[str], monkeypatc
     assert pixel_bytes(store) == 40 * 64 * 36 * 3
 
 
+def test_each_image_is_written_while_the_cache_has_it(
+    cache: Path, paths: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.writev
+
+    def one(descriptor: int, buffers: list[Any]) -> int:
+        assert len(buffers) == 1
+        return real(descriptor, buffers)
+
+    monkeypatch.setattr(store_worker.os, "writev", one)
+    assert right(made(cache, paths), paths)
+
+
 def test_a_write_that_was_cut_short_is_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store_worker.os, "writev", lambda *_: 10)
     with pytest.raises(OSError, match="No space left"):
-        store_worker.append(-1, [picture(0)])
+        store_worker.append(-1, picture(0))
 
 
 def test_too_little_room_is_said_before_it_starts(
