@@ -87,6 +87,8 @@ def files(
     text = read_text(overlay)
     if not text:
         raise CannotWrite(f"{overlay.name} is missing from {project}: restore it with git checkout -- {overlay.name}.")
+    if wishes.onnxruntime == "gpu":
+        text = with_serve(text)
     local = _header(facts, decision) + with_devices(text, decision.devices)
     own, block = split_env(read_text(project / ".env"))
     own += "\n" if own and not own.endswith("\n") else ""
@@ -239,6 +241,16 @@ def _header(facts: Facts, decision: Decision) -> str:
     ]
     # a name may hold what YAML forbids even in comments
     return "".join(f"# {printable(line)}".rstrip() + "\n" for line in lines) + "\n"
+
+
+def with_serve(text: str) -> str:
+    """`text`, a compose file of ours for GPUs, with one for `serve` too.
+
+    It decodes strangers' pictures and has none by default. A file for the CPU, or somebody's own, stays as it is.
+    """
+    if not re.search(r"^x-gpu: &gpu$", text, re.MULTILINE) or re.search(r"^  serve:", text, re.MULTILINE):
+        return text
+    return re.sub(r"^(  ssh: \*gpu)$", r"\1\n  serve: *gpu", text, flags=re.MULTILINE)
 
 
 def with_devices(text: str, devices: str) -> str:
