@@ -129,6 +129,15 @@ def test_an_older_card_gets_the_build_with_its_index(project):
     )
 
 
+def test_a_folder_of_port_claims_that_anybody_may_change_is_told(project, capsys):
+    assert run(project, facts("4090", claims=(0o041777, 4321))) == 0
+    assert "yolov5-devcontainer-ports" not in capsys.readouterr().out
+    assert run(project, facts("4090", claims=(0o040777, 4321))) == 0
+    place = "/tmp/yolov5-devcontainer-ports"
+    said = f"{place} is not sticky: everybody on this machine may remove another's claims: sudo chmod 1777 {place}"
+    assert f"host-setup: {said}" in capsys.readouterr().out.splitlines()
+
+
 def test_the_inference_service_gets_a_gpu_only_when_asked_to(bake):
     """It decodes strangers' pictures: without the wish it has no driver to talk to."""
     for name in ("compose.gpu.yaml", "compose.gpu-cdi.yaml"):

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Mapping
 
-from . import mirrors, services, wheelhouse
+from . import doctor, mirrors, services, wheelhouse
 from .catalogue import BadRequest, Catalogue
 from .certificates import collect_certificates
 from .decision import Decision, decide
@@ -45,7 +45,8 @@ def run(project: Path, accel: str | None, catalogue: Catalogue, facts: Facts | N
         _sweep(project)
         owner = _owner(project, facts)
         wanted = files(project, settings, facts, decision, wishes, sources)
-        notes = [*_about_identity(project, facts), *(_stale(facts, decision) or _changed(project, wanted))]
+        about = [*_about_identity(project, facts), *doctor.claims(facts)]
+        notes = [*about, *(_stale(facts, decision) or _changed(project, wanted))]
         for name, content in wanted.items():
             write_atomically(project / name, content, owner)
     except BadRequest as error:
