@@ -257,6 +257,16 @@ def test_a_whole_bundle(made):
     assert removed == [["image", "rm", build[build.index("--tag") + 1]]]
 
 
+def test_a_bundle_for_the_gpu_service_holds_its_onnxruntime(made):
+    assert made.calls("run")[0].count("ONNXRUNTIME") == 1
+    made.compose(ONNXRUNTIME="gpu")
+    said = made.refused(made.verify(), 1)
+    assert said.startswith("verify-bundle: docker/onnxruntime-cu12.lock, docker/onnxruntime-cu13.lock changed since")
+    assert made.make() == 0
+    assert {"docker/onnxruntime-cu12.lock", "docker/onnxruntime-cu13.lock"} <= set(made.manifest()["recipes"])
+    assert made.verify() == 0
+
+
 def test_what_the_build_looked_for_is_counted(made):
     steps = [f"#{step} 0.1 look-ups and connects of this step: {count}\n" for step, count in ((7, 0), (8, 2), (9, 1))]
     made.engine("build", "".join(steps))

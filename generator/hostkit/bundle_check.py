@@ -77,7 +77,7 @@ def fits(project: Path, manifest: Manifest, recipe: Recipe, facts: Facts) -> Non
             "make bundle" if build in manifest.builds else f"make bundle BUILDS={','.join([*manifest.builds, build])}"
         )
         raise Bad(f"this bundle is not for this project: {'; '.join(found)}: run `{command}` where there is a network.")
-    now = fingerprints(project, logger)
+    now = fingerprints(project, recipe)
     changed = [name for name in sorted({*now, *manifest.recipes}) if now.get(name) != manifest.recipes.get(name)]
     if changed:
         raise Bad(f"{', '.join(changed)} changed since the bundle was made ({manifest.made}): {AGAIN}.")
