@@ -43,13 +43,14 @@ import sys
 from pathlib import Path
 from lab.engines import Call
 from lab.errors import LabError
-from lab.launch import run
+from lab.launch import met, run
 from lab.project import open_project
 from lab.rendezvous import meeting
 place = meeting({"nodes": 2, "rdzv": sys.argv[1]})
 try:
     payload = {"task": "train", "arguments": [], "fails": sys.argv[3]}
-    run(Call(Path(sys.argv[2]), payload, 1, place), open_project(), None)
+    with met(place, {}) as line:
+        run(Call(Path(sys.argv[2]), payload, 1, place), open_project(), None, line=line)
 except LabError as error:
     print(f"lab: {error.sentence}", file=sys.stderr)
     sys.exit(error.status)

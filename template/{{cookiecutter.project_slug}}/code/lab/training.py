@@ -6,26 +6,28 @@ import contextlib
 import json
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import IO, Any
 
-from lab import batch, devices, limits, plan, rendezvous, resume, stale, tracking, weights
+from lab import batch, devices, launch, limits, plan, rendezvous, resume, stale, tracking, weights
 from lab import dataset as data
 from lab.engines import Call, Prepared, gpus_of, translate
 from lab.errors import FAILED, OUT_OF_MEMORY, LabError
 from lab.fast import choose
 from lab.job import Job, kept, say
 from lab.launch import Interrupted, run
-from lab.options import TASKS
+from lab.options import TASKS, Request
 from lab.project import Project
 from lab.record import Record
-from lab.resume import Asked, Standing
+from lab.resume import Asked, GoingOn, Standing
 
 PLAIN_BATCH = 16  # both engines' default, and what --batch -1 means without a GPU
+PATIENCE = 60.0  # seconds in which a network file system shows what another machine has written
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,30 @@ def train(job: Job, prepared: Prepared, dataset: data.Dataset, log: IO[str] | No
     directory = _directory(prepared)
     with resume.alone(directory), kept(job, prepared, dataset) as record, _followed(job, prepared, log):
         _fit(job, Start(prepared), _asked(job, prepared), record, log)
+
+
+@contextlib.contextmanager
+def met(job: Job, word: GoingOn | None = None) -> Iterator[Job]:
+    """`job` with the other machines of its launch, where there are any; on node 0 `word` is what it tells them."""
+    place = rendezvous.meeting(job.request.given)
+    if place.nodes == 1:
+        yield job
+        return
+    with launch.met(place, {"goes_on": asdict(word) if word else None}) as line:
+        yield replace(job, line=line)
+
+
+def word_of_node_0(job: Job) -> GoingOn | None:
+    """What node 0 has told this one, which follows it: the run that goes on; None to begin a new one.
+
+    Raises LabError when this one was to go on, and node 0 begins.
+    """
+    if job.line is None or job.line.meeting.node_rank == 0:
+        return None
+    said = job.line.nodes[0].facts.get("goes_on")
+    if said is None and "resume" in job.request.given:
+        raise LabError("--resume: node 0 begins a new run; start the same command on every node", FAILED)
+    return GoingOn(**said) if said else None
 
 
 def _followed(job: Job, prepared: Prepared, log: IO[str] | None) -> AbstractContextManager[None]:
@@ -71,7 +97,7 @@ def _fit(job: Job, start: Start, asked: Asked, record: Record, log: IO[str] | No
             with record.attempt(attempt["batch"]), _stop_told(job, directory):
                 notes = _attempt(job, start, log)
         except LabError as error:
-            # several machines would each choose another batch by themselves
+            # several machines would have to meet anew, see docs/decisions/0006 of the template
             alone = int(asked.options.get("nodes", 1)) == 1
             smaller = batch.smaller(attempt["batch"], _ranks(asked.options)) if alone and _for_memory(error) else None
             status = "stopped" if isinstance(error, Interrupted) else "failed"
@@ -172,6 +198,9 @@ def _stop_told(job: Job, directory: Path) -> Iterator[None]:
     try:
         yield
     except Interrupted as stop:
+        if job.line is not None:
+            stop.sentence = "stopped; go on with the same command and --resume on every node"
+            raise
         epochs = resume.look(directory).epochs
         engine = "" if job.engine.name == job.project.engine else f" --engine {job.engine.name}"
         kept = f"{_finished_epochs(epochs)} kept" if epochs else "no epoch was finished, so it will begin anew"
@@ -187,7 +216,7 @@ def _attempt(job: Job, start: Start, log: IO[str] | None) -> dict[str, Any]:
         notes = Path(place) / "notes.json"
         call = _call(job, start)
         call = replace(call, payload={**call.payload, "notes": str(notes), "parent": os.getpid()})
-        run(call, job.project, directory, str(start.prepared.options.get("device", "")), log)
+        run(call, job.project, directory, str(start.prepared.options.get("device", "")), log, job.line)
         try:
             said: dict[str, Any] = json.loads(notes.read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -200,9 +229,9 @@ def _call(job: Job, start: Start) -> Call:
     if start.checkpoint is None:
         call = job.engine.call(prepared, job.project)
     else:
-        going_on = replace(
-            prepared, options={"resume": str(start.checkpoint)}, weights=[str(start.checkpoint)], cfg=None
-        )
+        where = {key: prepared.options[key] for key in rendezvous.OPTIONS if key in prepared.options}
+        options = {"resume": str(start.checkpoint), **where}
+        going_on = replace(prepared, options=options, weights=[str(start.checkpoint)], cfg=None)
         call = job.engine.call(going_on, job.project)
         # all that may differ from what the checkpoint says: this run may have been lengthened before it was stopped
         known = {key: prepared.options[key] for key in resume.HONOURED if key in prepared.options}
@@ -241,24 +270,26 @@ def drop_label_caches(dataset: data.Dataset, project: Project) -> None:
 
 def go_on(job: Job, log: IO[str] | None) -> Path:
     """`lab train --resume`: go on with an interrupted run, in its own directory, which is returned."""
-    request = job.request
+    given = require_honoured(job.request)
+    directory = _which(job, given)
+    with resume.alone(directory):
+        _go_on(job, directory, _resolved(given), log)
+    return directory
+
+
+def require_honoured(request: Request) -> dict[str, Any]:
+    """The options given beside --resume. Raises LabError that names those which would make another experiment of it."""
     given = {key: value for key, value in request.given.items() if key not in ("resume", "engine")}
-    if int(given.get("nodes", 1)) > 1:
-        raise LabError(
-            "--resume goes on with a run on one machine: leave out --nodes, or start a new run on all of them with "
-            "--weights and the last.pt of this one"
-        )
     allowed = {*resume.HONOURED, *rendezvous.OPTIONS}
+    if rendezvous.meeting(given).follows:
+        allowed |= {*rendezvous.PLACE}  # lab's own
     refused = [option.name for option in TASKS["train"] if option.key in given and option.key not in allowed]
     if refused:
         raise LabError(
             f"--resume takes {', '.join(refused)} from the run itself: leave that out, or start a new run with "
             "--weights and its last.pt"
         )
-    directory = _which(job, given)
-    with resume.alone(directory):
-        _go_on(job, directory, _resolved(given), log)
-    return directory
+    return given
 
 
 def _resolved(given: dict[str, Any]) -> dict[str, Any]:
@@ -287,6 +318,8 @@ def _go_on(job: Job, directory: Path, given: dict[str, Any], log: IO[str] | None
     prepared = Prepared("train", asked.options, asked.weights, asked.cfg, directory, asked.speed)
     if closing:
         say(f"going on with {name}: all its epochs are done, what is left is the closing measurement")
+        with met(job, GoingOn(name, "", standing.epochs, "", {}, closing=True)):
+            pass  # the others learn that there is nothing for them to do
         resume.sweep(directory)
         with kept(job, prepared, None, name):
             _close(job, prepared, log)
@@ -310,15 +343,116 @@ def _go_on(job: Job, directory: Path, given: dict[str, Any], log: IO[str] | None
         weights.require_checkpoint(last, job.project.show(last))
         say(f"going on with {name} after {standing.epochs} of {epochs} epochs{_schedule(given)}")
         limits.require_room(directory, "yolov5n")
-        start = Start(prepared, last, given)
+        start = Start(prepared, last, {key: value for key, value in given.items() if key in resume.HONOURED})
     came_from = job.project.show(last) if last else name
     dataset = _data_of(job, directory)
-    start = replace(start, prepared=choose.again(job, prepared, dataset))
-    if start.prepared.speed:
-        say(f"speed: {choose.said(start.prepared)}")
-    asked = replace(asked, speed=start.prepared.speed)
-    with kept(job, prepared, dataset, came_from) as record, _followed(job, prepared, log):
-        _fit(job, start, asked, record, log)
+    with met(job, _word(job, standing, asked, start)) as all_here:
+        start = _sped(job, start, dataset)
+        asked = replace(asked, speed=start.prepared.speed)
+        with kept(job, prepared, dataset, came_from) as record, _followed(job, prepared, log):
+            _fit(all_here, start, asked, record, log)
+
+
+def _sped(job: Job, start: Start, dataset: data.Dataset | None) -> Start:
+    """`start` with what makes it fast, as the run began, as far as this machine can do it."""
+    prepared = choose.again(job, start.prepared, dataset)
+    if prepared.speed:
+        say(f"speed: {choose.said(prepared)}")
+    return replace(start, prepared=prepared)
+
+
+# Going on with other machines
+
+
+def _word(job: Job, standing: Standing, asked: Asked, start: Start) -> GoingOn | None:
+    """What the other machines must know of this run; None where there are none."""
+    if int(job.request.get("nodes", 1)) == 1:
+        return None
+    project, file = job.project, standing.directory / "data.yaml"
+    named = (data.original(file) if file.is_file() else None) or Path(str(asked.options.get("data", "")))
+    # their own: where they meet, their GPUs (a UUID is one machine's), and places
+    own = {*rendezvous.OPTIONS, *rendezvous.PLACE, "data"}
+    options = {key: value for key, value in asked.options.items() if key not in own}
+    options["device"] = devices.positions(str(options.get("device", "")))
+    if "hyp" in options:
+        options["hyp"] = project.show(Path(options["hyp"]))
+    portable = Asked(
+        asked.engine,
+        options,
+        [project.show(Path(file)) if file else "" for file in asked.weights],
+        project.show(Path(asked.cfg)) if asked.cfg else None,
+        speed=asked.speed,
+    )
+    return GoingOn(
+        run=project.show(standing.directory),
+        data=project.show(named),
+        epochs=standing.epochs,
+        digest=resume.digest(start.checkpoint) if start.checkpoint else "",
+        asked=vars(portable),
+        changed={key: value for key, value in (start.changed or {}).items() if key != "device"},
+    )
+
+
+def follow(job: Job, word: GoingOn, log: IO[str] | None) -> None:
+    """This machine's part of the run of which node 0 has told. Raises LabError where the checkpoint is not here."""
+    if word.closing:
+        say(f"node 0 goes on with {word.run}: all its epochs are done, nothing is left to do here")
+        return
+    project, given = job.project, job.request.given
+    said = Asked(**word.asked)
+    own = {key: given[key] for key in rendezvous.OPTIONS if key in given}
+    own["device"] = devices.resolve(str(given.get("device", said.options["device"])))
+    directory = Path(given["project"]) / given["name"]
+    (directory / "weights").mkdir(parents=True, exist_ok=True)
+    limits.require_writable(directory)
+    dataset = data.open_dataset(word.data, project, ("train", "val"))
+    drop_label_caches(dataset, project)
+    options = {**said.options, **own, "data": str(data.write_absolute(dataset, directory))}
+    prepared = Prepared("train", options, [""], None, directory, said.speed)
+    if word.digest:
+        start = Start(prepared, _same_checkpoint(job, word, directory), word.changed)
+        say(f"going on with {word.run} after {word.epochs} of {said.get('epochs')} epochs, as node 0 says")
+    else:
+        files = [_brought(job, name) if name else "" for name in said.weights]
+        cfg = job.engine.model(said.cfg, project) if said.cfg else None
+        if "hyp" in options:
+            options["hyp"] = _brought(job, options["hyp"])
+        start = Start(replace(prepared, options=options, weights=files, cfg=cfg))
+        say(f"beginning {word.run} anew, as node 0 says")
+    with resume.alone(directory), kept(job, start.prepared, dataset, word.run) as record:
+        start = _sped(job, start, dataset)
+        _fit(job, start, _asked(job, start.prepared), record, log)
+
+
+def _brought(job: Job, name: str) -> str:
+    """A file that node 0 begins with, here. Raises LabError."""
+    found = job.project.find(name)
+    if found is None:
+        raise LabError(f"{name} is not here, and node 0 begins with it: copy it from there to the same place")
+    return str(found)
+
+
+def _same_checkpoint(job: Job, word: GoingOn, directory: Path) -> Path:
+    """The checkpoint from which node 0 goes on, seen in `directory`, where the engine also writes what it was asked.
+
+    Raises LabError when it is not here: a checkpoint is a program once it is read, so it is taken from no network.
+    """
+    file = job.project.root / word.run / "weights" / resume.LAST
+    until = time.monotonic() + PATIENCE
+    while (here := resume.digest(file)) != word.digest:
+        if time.monotonic() > until:
+            what = "is another one here" if here else "is not here"
+            raise LabError(
+                f"{job.project.show(file)}, from which node 0 goes on after {word.epochs} epochs, {what}: copy it from "
+                "there to the same place, or let the machines share runs/",
+                FAILED,
+            )
+        time.sleep(min(2.0, PATIENCE / 10))
+    weights.require_checkpoint(file, job.project.show(file))
+    seen = directory / "weights" / resume.LAST
+    seen.unlink(missing_ok=True)
+    seen.symlink_to(file)
+    return seen
 
 
 def _data_of(job: Job, directory: Path) -> data.Dataset | None:
