@@ -97,7 +97,7 @@ def _fit(job: Job, start: Start, asked: Asked, record: Record, log: IO[str] | No
             with record.attempt(attempt["batch"]), _stop_told(job, directory):
                 notes = _attempt(job, start, log)
         except LabError as error:
-            # several machines would have to meet anew, see docs/decisions/0006 of the template
+            # each attempt of several machines would be another launch of all of them
             alone = int(asked.options.get("nodes", 1)) == 1
             smaller = batch.smaller(attempt["batch"], _ranks(asked.options)) if alone and _for_memory(error) else None
             status = "stopped" if isinstance(error, Interrupted) else "failed"
