@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from lab import dataset as data
-from lab import devices, limits, plan, record, rendezvous, training, weights
+from lab import devices, following, going_on, limits, plan, record, rendezvous, training, weights
 from lab.engines import ENGINES, Engine, Prepared, left_out
 from lab.errors import LabError
 from lab.fast import choose, tuned
@@ -62,12 +62,12 @@ def perform(request: Request, project: Project, log: IO[str] | None = None) -> P
         require_packages(request.get("include", []))
     if request.task == "train" and "resume" in request.given:
         if not place.follows:
-            return training.go_on(job, log)
-        training.require_honoured(request)
+            return going_on.go_on(job, log)
+        going_on.require_honoured(request)
     job.engine.refuse(request.task, request.given)
-    with training.met(job) as met:
-        if (word := training.word_of_node_0(met)) is not None:
-            training.follow(met, word, log)
+    with following.met(job) as met:
+        if (word := following.word_of_node_0(met)) is not None:
+            following.follow(met, word, log)
             return None
         return _begin(met, place, log)
 
@@ -177,7 +177,7 @@ def _engine(request: Request, project: Project, place: rendezvous.Meeting) -> En
     if "resume" in request.given and place.follows:
         return ENGINES["yolov5"]  # the one that trains on several machines; only node 0 knows the run
     if "resume" in request.given:
-        return ENGINES[training.engine_of(request.given["resume"], project) or project.engine]
+        return ENGINES[going_on.engine_of(request.given["resume"], project) or project.engine]
     named = _first(request.get("weights"))
     file = project.find(named) if isinstance(named, str) and named else None
     wrote = weights.engine_of(file) if file is not None and file.suffix == ".pt" else None

@@ -25,13 +25,13 @@ from lab.resume import LAST, PREVIOUS, REQUEST, Asked
 NODE = """
 import json, os, sys
 from pathlib import Path
-from lab import cli, devices, launch, project, resume, training, upstream
+from lab import cli, devices, following, launch, project, resume, upstream
 from test_resume import write_checkpoint
 place = Path.cwd()
 project.Project.upstream = property(lambda _: place / "code" / "yolov5")
 upstream.changed = lambda _: []
 devices.DEV = place / "dev"
-training.PATIENCE, launch.ROLL_CALL = 0.5, 8.0
+following.PATIENCE, launch.ROLL_CALL = 0.5, 8.0
 
 def ranks(call, project, directory, device, log, line=None, *_):
     if os.environ.get("DIES") == str(line and line.meeting.node_rank):

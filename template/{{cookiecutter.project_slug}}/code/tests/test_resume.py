@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lab import batch, child, cli, dataset, limits, plan, record, report_run, resume, training
+from lab import batch, child, cli, dataset, following, going_on, limits, plan, record, report_run, resume, training
 from lab.engines import Call
 from lab.errors import FAILED, OUT_OF_MEMORY, LabError
 from lab.launch import Interrupted
@@ -75,7 +75,8 @@ def run_of(project: Project, name: str = "exp", engine: str = "yolov5", **option
 
 def start(monkeypatch: pytest.MonkeyPatch, *ends: Any) -> Children:
     children = Children(*ends)
-    monkeypatch.setattr(training, "run", children)
+    for module in (training, going_on):
+        monkeypatch.setattr(module, "run", children)
     return children
 
 
@@ -467,7 +468,7 @@ def test_several_machines_do_not_halve_a_batch_alone(
     """Each would choose for itself: the sentence is the end, with what helps."""
     children = start(monkeypatch, 2)
     met = SimpleNamespace(meeting=Meeting(2, "127.0.0.1", 29500, 0))
-    monkeypatch.setattr(training.launch, "met", lambda *_: contextlib.nullcontext(met))
+    monkeypatch.setattr(following.launch, "met", lambda *_: contextlib.nullcontext(met))
     monkeypatch.setattr(plan, "listed", lambda: ())
     monkeypatch.setattr(training.devices, "gpu_nodes", lambda: ["/dev/nvidia0"])
     words = ["train", "--cfg", "yolov5n.yaml", "--device", "0", "--workers", "0", "--batch", "16"]
