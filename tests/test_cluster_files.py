@@ -45,7 +45,6 @@ def test_the_nodes_of_the_job_find_each_other(bake: Bake) -> None:
     variables = {one["name"]: one.get("value") for one in container["env"]}
     assert spec["completionMode"] == "Indexed"
     assert spec["completions"] == spec["parallelism"] == int(variables["NODES"])
-    assert spec["backoffLimit"] == 0
     assert service["spec"]["clusterIP"] == "None"
     assert service["spec"]["publishNotReadyAddresses"] is True
     assert service["spec"]["selector"] == {"job-name": job["metadata"]["name"]}
@@ -54,6 +53,28 @@ def test_the_nodes_of_the_job_find_each_other(bake: Bake) -> None:
     name = f"{job['metadata']['name']}-0.{service['metadata']['name']}:29500"
     assert f"--rdzv {name}" in script
     assert script.index("lab preflight") < script.index("lab train")
+
+
+def test_a_job_that_is_started_again_finds_its_run(bake: Bake) -> None:
+    """Both remember it by what the cluster keeps: the job's number, and on a disk that the machines share."""
+    project = bake()
+    job = objects(project)["Job"]
+    pod = job["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    variables = {one["name"]: one for one in container["env"]}
+    assert list(variables).index("JOB") < list(variables).index("LAB_RUN_FILE")  # $(JOB) is replaced in this order only
+    assert variables["LAB_RUN_FILE"]["value"] == "runs/.lab/job-$(JOB)"
+    assert "controller-uid" in variables["JOB"]["valueFrom"]["fieldRef"]["fieldPath"]
+    assert job["spec"]["backoffLimit"] >= 2 * job["spec"]["completions"]
+    assert pod["restartPolicy"] == "Never"  # what podFailurePolicy asks for
+    refused = next(rule for rule in job["spec"]["podFailurePolicy"]["rules"] if rule["action"] == "FailJob")
+    assert refused["onExitCodes"]["containerName"] == container["name"]
+    assert refused["onExitCodes"]["values"] == [2]  # lab.errors.BAD_INPUT
+    text = (project / "cluster/slurm.sbatch").read_text(encoding="utf-8")
+    assert "#SBATCH --requeue\n" in text
+    assert "#SBATCH --open-mode=append\n" in text  # or the log of the first attempt would be lost
+    assert "export LAB_RUN_FILE=runs/.lab/slurm-$SLURM_JOB_ID\n" in text
+    assert "--env LAB_RUN_FILE" in text
 
 
 def test_the_job_asks_for_the_gpus_and_the_memory_that_it_uses(bake: Bake) -> None:

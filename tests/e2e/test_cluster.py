@@ -17,10 +17,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import Opened
 
 NAMES = ("gpu-a", "gpu-b", "gpu-c")
 PLACE = "10.213.0.1:29500"
+APART = ".lab/nodes/gpu-b"  # in runs/: the few files of node 1
 QUIET = ("--env", "HOME=/tmp", "--env", "OMP_WAIT_POLICY=PASSIVE")
 # Plays the engine: meets the other ranks, then waits as a rank waits in a collective: for hours.
 STAND_IN = """
@@ -43,13 +45,14 @@ import sys
 from pathlib import Path
 from lab.engines import Call
 from lab.errors import LabError
-from lab.launch import run
+from lab.launch import met, run
 from lab.project import open_project
 from lab.rendezvous import meeting
 place = meeting({"nodes": 2, "rdzv": sys.argv[1]})
 try:
     payload = {"task": "train", "arguments": [], "fails": sys.argv[3]}
-    run(Call(Path(sys.argv[2]), payload, 1, place), open_project(), None)
+    with met(place, {}) as line:
+        run(Call(Path(sys.argv[2]), payload, 1, place), open_project(), None, line=line)
 except LabError as error:
     print(f"lab: {error.sentence}", file=sys.stderr)
     sys.exit(error.status)
@@ -226,6 +229,54 @@ def test_the_launch_reaches_the_engine_on_both_hosts(hosts: Hosts) -> None:
     assert not (hosts.opened.folder / "runs/train/cluster").exists()
 
 
+SMALL = (
+    *("--engine", "yolov5", "--weights", "", "--cfg", "yolov5n.yaml", "--data", "data/cluster/data.yaml"),
+    *("--img", "64", "--batch", "8", "--workers", "0", "--noplots", "--noval", "--epochs", "50", "--device", "cpu"),
+)
+
+
+def killed(opened: Opened, name: str, *before: str) -> None:
+    """A training on one machine, killed with its container once an epoch was finished; `before` stands before `lab`."""
+    last = opened.folder / "runs/train" / name / "weights/last.pt"
+    container = f"lab-killed-{os.getpid()}"
+    place = ("--network", "none", "--shm-size", "1g", "--volume", f"{opened.folder}:/workspace")
+    words = (*before, "lab", "train", *SMALL, "--name", name)
+    user = ("--user", str(opened.user.uid))
+    running = subprocess.Popen(
+        ("docker", "run", "--rm", "--name", container, "--init", *user, *QUIET, *place, opened.image, *words),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    eventually(lambda: last.is_file() or running.poll() is not None, "the first epoch did not end", 300)
+    assert running.poll() is None, "it ended by itself"
+    command("docker", "kill", container)
+    running.wait(60)
+
+
+def test_a_killed_run_goes_on_on_both_hosts(hosts: Hosts) -> None:
+    """By the same command, as a cluster starts it again: node 0 says what goes on, up to the engine's door."""
+    folder, again = hosts.opened.folder, ("env", "LAB_RUN_FILE=runs/.lab/job-1")
+    killed(hosts.opened, "killed", *again)
+    before = (folder / "runs/train/killed/weights/last.pt").read_bytes()
+    hosts.add()
+    hosts.add()
+    first, second = hosts.run(*again, "lab", "train", *SMALL, "--name", "killed", "--nodes", "2", "--rdzv", PLACE)
+    done = re.search(r"going on with runs/train/killed after (\d+) of 50 epochs", first.said)
+    assert done is not None
+    assert int(done[1]) >= 1
+    assert "this was started again" not in second.said
+    assert f"going on with runs/train/killed after {done[1]} of 50 epochs, as node 0 says" in second.said
+    for ended in (first, second):
+        assert ended.status == 1
+        assert "YOLOv5 trains ranks on GPUs only" in ended.said.splitlines()[-1]
+    # each engine had read the checkpoint's own options, written where its node may write
+    stored = [yaml.safe_load((folder / "runs" / place / "opt.yaml").read_text()) for place in ("train/killed", APART)]
+    assert [one["epochs"] for one in stored] == [50, 50]
+    assert [one["save_dir"] for one in stored] == [f"/workspace/runs/{place}" for place in ("train/killed", APART)]
+    assert (folder / "runs/train/killed/weights/last.pt").read_bytes() == before
+    assert not (folder / "runs/train/killed2").exists()
+
+
 @pytest.fixture
 def training(hosts: Hosts) -> Callable[[str], list[subprocess.Popen[str]]]:
     """Starts a launch of the stand-in on two hosts; returns once both ranks are together."""
@@ -336,7 +387,7 @@ def slurm(with_yolov5: Opened, tmp_path: Path) -> Iterator[dict[str, str]]:
 
     try:
         start(*munge, *files)
-        eventually((place / "munge.socket").exists, "munged")
+        eventually((place / "munge.socket").exists, "munged gave no answer")
         start("slurmctld", "-D", "-i")
         for node in ("gpu-a", "gpu-b"):
             start("slurmd", "-D", "-N", node)
@@ -346,7 +397,7 @@ def slurm(with_yolov5: Opened, tmp_path: Path) -> Iterator[dict[str, str]]:
             asked = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
             return asked.stdout.strip() == "2 idle"
 
-        eventually(idle, "the two nodes")
+        eventually(idle, "Slurm's two nodes gave no answer")
         yield environment
     finally:
         with contextlib.suppress(OSError, subprocess.TimeoutExpired):  # a job of a test that was cut short
@@ -366,28 +417,60 @@ def eventually(done: Callable[[], bool], what: str, limit: float = 60) -> None:
     until = time.monotonic() + limit
     while not done():
         if time.monotonic() > until:
-            pytest.fail(f"Slurm does not come up: {what} gave no answer within {limit:.0f} s")
+            pytest.fail(f"{what} within {limit:.0f} s")
         time.sleep(0.5)
 
 
-def test_the_sbatch_file_on_two_nodes(with_yolov5: Opened, slurm: dict[str, str]) -> None:
-    folder = with_yolov5.folder
-    settings = {"CONTAINER": "docker", "IMAGE": with_yolov5.image, "GPUS": "cpu"}
-    asked = ("--wait", "--gpus-per-node=0", "--cpus-per-task=2", "--output=runs/slurm.log")
-    options = ("--engine", "yolov5", "--data", "data/cluster/data.yaml", "--weights=", "--cfg", "yolov5n.yaml")
-    done = subprocess.run(
-        ["sbatch", *asked, "cluster/slurm.sbatch", *options, "--img", "64", "--epochs", "1", "--name", "slurm"],
-        cwd=folder,
+def submitted(opened: Opened, slurm: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:
+    """sbatch with the project's own file and `words`, which are Slurm's and then `lab train`'s."""
+    settings = {"CONTAINER": "docker", "IMAGE": opened.image, "GPUS": "cpu"}
+    asked = ("--gpus-per-node=0", "--cpus-per-task=2", "--output=runs/slurm-%j.log")
+    return subprocess.run(
+        ["sbatch", *asked, *words],
+        cwd=opened.folder,
         env={**slurm, **settings},
         capture_output=True,
         text=True,
         timeout=600,
         check=False,
     )
-    log = (folder / "runs/slurm.log").read_text(errors="replace") if (folder / "runs/slurm.log").exists() else ""
+
+
+def test_the_sbatch_file_on_two_nodes(with_yolov5: Opened, slurm: dict[str, str]) -> None:
+    options = ("--engine", "yolov5", "--data", "data/cluster/data.yaml", "--weights=", "--cfg", "yolov5n.yaml")
+    words = ("--wait", "cluster/slurm.sbatch", *options, "--img", "64", "--epochs", "1", "--name", "slurm")
+    done = submitted(with_yolov5, slurm, *words)
+    log = "".join(file.read_text(errors="replace") for file in (with_yolov5.folder / "runs").glob("slurm-*.log"))
     print(done.stdout, done.stderr, log)
     assert "node 0 (gpu-a) - node 1 (gpu-b)" in log
     assert "4 ranks on 2 nodes may start" in log
     assert done.returncode == 1  # the engine's own refusal: no ranks on a processor
     assert log.count("waiting for 2 nodes") == 4
     assert log.count("YOLOv5 trains ranks on GPUs only") == 2  # each node says it
+
+
+def test_a_requeued_job_goes_on(with_yolov5: Opened, slurm: dict[str, str]) -> None:
+    """Its first attempt was killed after an epoch; requeued, it has the same number, and so finds its run."""
+    folder = with_yolov5.folder
+
+    def asked(*words: str) -> str:
+        return subprocess.run(words, env=slurm, capture_output=True, text=True, check=True, timeout=60).stdout.strip()
+
+    told = submitted(with_yolov5, slurm, "--hold", "--parsable", "cluster/slurm.sbatch", *SMALL[:-2], "--name", "queue")
+    number = told.stdout.strip()
+    assert number.isdigit(), told.stderr
+    killed(with_yolov5, "queue", "env", f"LAB_RUN_FILE=runs/.lab/slurm-{number}")
+    asked("scontrol", "release", number)
+    log = folder / f"runs/slurm-{number}.log"
+
+    def over() -> bool:
+        return asked("squeue", "--noheader", "--jobs", number, "--states=all", "--format=%T") in ("FAILED", "COMPLETED")
+
+    eventually(over, "the job did not end", 400)
+    said = log.read_text(errors="replace")
+    print(said)
+    done = re.search(r"going on with runs/train/queue after (\d+) of 50 epochs\n", said)
+    assert done is not None
+    assert f"going on with runs/train/queue after {done[1]} of 50 epochs, as node 0 says" in said
+    assert said.count("YOLOv5 trains ranks on GPUs only") == 2
+    assert not (folder / "runs/train/queue2").exists()

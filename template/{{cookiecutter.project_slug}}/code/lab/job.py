@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lab import record
+from lab import muster, record
 from lab.credentials import hidden
 from lab.dataset import Dataset
 from lab.engines import Engine, Prepared
@@ -29,6 +29,7 @@ class Job:
     project: Project
     engine: Engine
     request: Request
+    line: muster.Line | None = None  # to the other machines that do it too
 
 
 def kept(

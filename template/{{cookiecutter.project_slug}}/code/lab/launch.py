@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import IO
+from typing import IO, Any
 
 from lab import causes, muster, preflight_facts, rendezvous
 from lab.engines import Call
@@ -34,19 +34,41 @@ class Interrupted(LabError):
         super().__init__("stopped", INTERRUPTED)
 
 
-def run(call: Call, project: Project, run_directory: Path | None, device: str = "", log: IO[str] | None = None) -> None:
+@contextmanager
+def met(meeting: rendezvous.Meeting, facts: dict[str, Any]) -> Iterator[muster.Line]:
+    """Meet the other machines, and keep the lifeline while the block does this node's part.
+
+    Raises LabError that names who did not come, or what ended another node.
+    """
+    print(f"lab: waiting for {meeting.nodes} nodes at {meeting.endpoint}", file=sys.stderr, flush=True)
+    with muster.joined(meeting, facts, ROLL_CALL) as line:
+        yield line
+
+
+def run(
+    call: Call,
+    project: Project,
+    run_directory: Path | None,
+    device: str = "",
+    log: IO[str] | None = None,
+    line: muster.Line | None = None,
+) -> None:
     """Run `call` to its end; output goes to the terminal, or to `log`.
 
-    Raises Interrupted after Ctrl-C or SIGTERM, LabError with the child's own sentence when it failed. With several
-    nodes all meet first, nodes that differ are refused, and one that fails ends the others.
+    Raises Interrupted after Ctrl-C or SIGTERM, LabError with the child's own sentence when it failed. The nodes on
+    `line` start together, those that differ are refused, and one that fails ends the others.
     """
-    if call.meeting.nodes == 1:
+    if line is None:
         run_here(call, project, run_directory, device, log)
         return
-    print(f"lab: waiting for {call.meeting.nodes} nodes at {call.meeting.endpoint}", file=sys.stderr, flush=True)
-    with muster.joined(call.meeting, preflight_facts.of_training(call, project), ROLL_CALL) as line:
-        preflight_facts.require_equal(line.nodes)
+    try:
+        preflight_facts.require_equal(line.exchange(preflight_facts.of_training(call, project)))
         run_here(replace(call, meeting=line.meeting), project, run_directory, device, log, line)
+    except LabError as error:
+        ended = line.end_by(error)
+        if ended is error:
+            raise
+        raise ended from error
 
 
 def run_here(

@@ -3,6 +3,7 @@
 torchrun alone waits ten minutes for a machine that does not come and cannot name it, compares nothing, and where one
 machine dies the ranks of the others wait in a collective as long as the engine allows: three hours. So the `lab` of
 every node talks to that of node 0: all meet and tell their facts, then each hears when another fails or falls silent.
+Before the ranks start they tell once more, each what it is about to do; nobody starts alone.
 
 Lines of JSON over TCP. Like torchrun's own store it trusts the network between the machines.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import queue
 import select
 import socket
 import statistics
@@ -117,6 +119,7 @@ class _Hub:
         self.nodes: dict[int, Node] = {}
         self.ended: set[int] = set()
         self.failures: list[Message] = []
+        self.facts: dict[int, dict[str, Any]] = {}  # of the exchange under way
         self.verdict_due = threading.Event()
         self.lock = threading.Lock()
         try:
@@ -223,8 +226,20 @@ class _Hub:
                 return
             if "failed" in message:
                 self._note(rank, f"{node}: {message['failed']}", int(message["status"]))
+            if "facts" in message:
+                self._gather(rank, message["facts"])
             if "done" in message:
                 self.ended.add(rank)
+
+    def _gather(self, rank: int, facts: dict[str, Any]) -> None:
+        """Facts of an exchange; when the last node has told its own, all hear them all."""
+        with self.lock:
+            self.facts[rank] = facts
+            complete = [self.facts[rank] for rank in sorted(self.facts)]
+            if len(complete) < len(self.wires):
+                return
+            self.facts = {}
+        self._tell(everyone=complete)
 
     def _note(self, rank: int, sentence: str, status: int) -> None:
         with self.lock:
@@ -281,6 +296,7 @@ class Line:
         self.wire, self.hub, self.nodes, self.meeting = wire, hub, nodes, meeting
         self.failure: LabError | None = None  # what has ended the launch, in words
         self._told, self._over = threading.Event(), threading.Event()
+        self._everyone: queue.SimpleQueue[list[dict[str, Any]] | None] = queue.SimpleQueue()
         self._stop: Callable[[], None] = lambda: None
         threading.Thread(target=self._beat, daemon=True).start()
         threading.Thread(target=self._hear, daemon=True).start()
@@ -296,6 +312,24 @@ class Line:
         self._stop = stop
         if self.failure:
             stop()
+
+    def exchange(self, facts: dict[str, Any]) -> list[Node]:
+        """The nodes, each with the facts that it tells in this call; returns when all have told theirs.
+
+        As long as it takes: the others live, or it raises LabError with what ended the launch.
+        """
+        if self.failure is None:
+            self.wire.send(facts=facts)
+            told = self._everyone.get()
+            if told is not None:
+                return [replace(node, facts=one) for node, one in zip(self.nodes, told, strict=True)]
+        assert self.failure is not None
+        raise self.failure
+
+    def end_by(self, error: LabError) -> LabError:
+        """Tell the others of `error`; returns what ended the launch on all nodes. Who was stopped says so itself."""
+        ended = self.fail(error.sentence, error.status)
+        return error if error.status == INTERRUPTED else ended
 
     def fail(self, sentence: str, status: int = FAILED) -> LabError:
         """Tell the others that this node has failed; returns what ended the launch, which may be another's failure."""
@@ -333,10 +367,13 @@ class Line:
             if "failed" in message:
                 self._fail_by(message["failed"], message["status"])
                 return
+            if "everyone" in message:
+                self._everyone.put(message["everyone"])
 
     def _fail_by(self, sentence: str, status: int = FAILED) -> None:
         self.failure = LabError(sentence, status)  # the same status on all nodes, so that all act alike on it
         self._told.set()
+        self._everyone.put(None)
         self._stop()
 
 
@@ -396,8 +433,8 @@ def joined(meeting: Meeting, facts: dict[str, Any], limit: float) -> Iterator[Li
         try:
             yield line
         except LabError as error:
-            ended = line.fail(error.sentence, error.status)
-            if error.status == INTERRUPTED:
+            ended = line.end_by(error)
+            if ended is error:
                 raise
             raise ended from error
         except BaseException as error:

@@ -19,6 +19,7 @@ from lab.errors import LabError
 
 PORT = 29500  # torchrun's own; the roll call (lab/muster.py) takes the next one
 OPTIONS = ("nodes", "rdzv", "node_rank")
+PLACE = ("project", "name", "exist_ok")  # options that say where a run is
 STORE_LIMIT = 120  # seconds in which torchrun's store must answer, once all nodes are known to be there
 SIOCGIFADDR = 0x8915
 
@@ -36,6 +37,11 @@ class Meeting:
     port: int = PORT
     node_rank: int | None = None
     names: tuple[str, ...] = ()
+
+    @property
+    def follows(self) -> bool:
+        """Whether this machine follows node 0, which decides which run goes on and writes the results."""
+        return self.nodes > 1 and self.node_rank != 0
 
     @property
     def endpoint(self) -> str:
@@ -90,15 +96,12 @@ def meeting(given: Mapping[str, Any], environment: Mapping[str, str] = os.enviro
     return Meeting(nodes, host, port, None if rank is None else int(rank), names if len(names) == nodes else ())
 
 
-def apart(given: Mapping[str, Any], runs: Path) -> dict[str, Any]:
+def apart(runs: Path) -> dict[str, Any]:
     """Options that keep the few files of every node but node 0 out of the runs: rank 0, there, writes the results.
 
-    Otherwise nodes with a shared disk would count up exp, exp2, … for one run. Raises LabError as `meeting` does.
+    Otherwise nodes with a shared disk would count up exp, exp2, … for one run.
     """
-    place = meeting(given)
-    if place.nodes == 1 or place.node_rank == 0 or "resume" in given:
-        return {}
-    return {"project": str(runs / ".lab" / "nodes"), "name": socket.gethostname(), "exist_ok": True}
+    return dict(zip(PLACE, (str(runs / ".lab" / "nodes"), socket.gethostname(), True), strict=True))
 
 
 def among_ranks(environment: Mapping[str, str] = os.environ) -> tuple[int, int] | None:

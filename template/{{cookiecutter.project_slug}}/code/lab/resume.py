@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import fcntl
+import hashlib
 import json
 import math
 import os
@@ -88,6 +89,34 @@ def read_asked(directory: Path) -> Asked | None:
             options["device"] = str(options.get("device") or "")
             return Asked(engine, options | {"batch_size": said.get(batch, 16)})
     return None
+
+
+@dataclass(frozen=True)
+class GoingOn:
+    """What node 0 tells the other machines of the run that goes on: they have no request.json, and perhaps no run.
+
+    Paths are as the project shows them, so they mean the same on machines whose projects lie in different places.
+    """
+
+    run: str
+    data: str
+    epochs: int  # finished
+    digest: str  # of last.pt; "" when no epoch was finished and it begins anew
+    asked: dict[str, Any]  # an Asked
+    changed: dict[str, Any] = field(default_factory=dict)  # options that were given beside --resume
+    closing: bool = False  # only the closing measurement is left, which node 0 does alone
+
+
+def digest(file: Path) -> str:
+    """SHA-256 of the content of `file`; "" where it is not there."""
+    whole = hashlib.sha256()
+    try:
+        with file.open("rb") as opened:
+            while part := opened.read(1 << 20):
+                whole.update(part)
+    except OSError:
+        return ""
+    return whole.hexdigest()
 
 
 # Checkpoints

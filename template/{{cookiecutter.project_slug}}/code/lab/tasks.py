@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from lab import dataset as data
-from lab import devices, limits, plan, record, rendezvous, training, weights
+from lab import devices, following, going_on, limits, plan, record, rendezvous, training, weights
 from lab.engines import ENGINES, Engine, Prepared, left_out
 from lab.errors import LabError
 from lab.fast import choose, tuned
@@ -48,9 +48,10 @@ def main(task: str, arguments: Sequence[str]) -> int:
 
 def perform(request: Request, project: Project, log: IO[str] | None = None) -> Path | None:
     """Do what `request` says; returns the run's directory, None for an export. Output goes to `log`, if given."""
-    apart = rendezvous.apart(request.given, project.runs) if request.task == "train" else {}
-    request = _begun(_spelled_out(request.with_options(**apart), project), project)
-    job = Job(project, _engine(request, project), request)
+    place = rendezvous.meeting(request.given) if request.task == "train" else rendezvous.Meeting()
+    request = request.with_options(**rendezvous.apart(project.runs)) if place.follows else _begun(request, project)
+    request = _spelled_out(request, project)
+    job = Job(project, _engine(request, project, place), request)
     warning = job.engine.require(project)
     if warning:
         say(warning)
@@ -60,8 +61,20 @@ def perform(request: Request, project: Project, log: IO[str] | None = None) -> P
 
         require_packages(request.get("include", []))
     if request.task == "train" and "resume" in request.given:
-        return training.go_on(job, log)
+        if not place.follows:
+            return going_on.go_on(job, log)
+        going_on.require_honoured(request)
     job.engine.refuse(request.task, request.given)
+    with following.met(job) as met:
+        if (word := following.word_of_node_0(met)) is not None:
+            following.follow(met, word, log)
+            return None
+        return _begin(met, place, log)
+
+
+def _begin(job: Job, place: rendezvous.Meeting, log: IO[str] | None) -> Path | None:
+    """What is not going on with something. Raises LabError."""
+    request, project = job.request, job.project
     wish = choose.wish(request)
     dataset = _dataset(job)
     model = _weights(job) if request.get("tuned") else None
@@ -78,12 +91,12 @@ def perform(request: Request, project: Project, log: IO[str] | None = None) -> P
         training.drop_label_caches(dataset, project)
     with _run_directory(job, cfg or names[0]) as directory:
         if dataset is not None:
-            place = directory or project.runs
-            options["data"] = str(data.write_absolute(dataset, place))
+            options["data"] = str(data.write_absolute(dataset, directory or project.runs))
         prepared = Prepared(request.task, options, names, cfg, directory)
         begun = time.time()
         if request.task == "train" and dataset is not None:
-            _remember(directory)
+            if not place.follows:
+                _remember(directory)
             seen = plan.look(job, prepared, dataset)
             prepared = choose.choose(job, prepared, dataset, seen, wish)
             _say_if_from_scratch(job, prepared)
@@ -97,30 +110,37 @@ def perform(request: Request, project: Project, log: IO[str] | None = None) -> P
         from lab import export_check  # noqa: PLC0415  OpenCV and numpy
 
         export_check.check(Request("export", options), project, job.engine.name, Path(names[0]), begun)
-    return None if apart else directory
+    return None if place.follows else directory
 
 
-RUN_FILE = "LAB_RUN_FILE"  # names a file of the container that remembers which run its command began
+RUN_FILE = (
+    "LAB_RUN_FILE"  # names a file that remembers which run this container's, or this cluster job's, command began
+)
 
 
 def _begun(request: Request, project: Project) -> Request:
-    """The same training once more, because its container was started again: the run that it began goes on."""
-    place = os.environ.get(RUN_FILE)
-    if request.task != "train" or not place or "resume" in request.given or "evolve" in request.given:
+    """The same training once more, because its container or its job was started again: the run that it began goes on.
+
+    Where the machines meet and which GPUs this one has may have changed; the rest is the run's own.
+    """
+    file = os.environ.get(RUN_FILE)
+    if request.task != "train" or not file or "resume" in request.given or "evolve" in request.given:
         return request
     try:
-        directory = Path(Path(place).read_text(encoding="utf-8"))
+        directory = project.root / Path(file).read_text(encoding="utf-8")
     except OSError:
         return request
     if not (directory / REQUEST).is_file():
         return request
-    say(f"this container was started again, so {project.show(directory)} goes on")
-    return Request("train", {"resume": str(directory)})
+    say(f"this was started again, so {project.show(directory)} goes on")
+    again = {key: request.given[key] for key in (*rendezvous.OPTIONS, "device") if key in request.given}
+    return Request("train", {"resume": str(directory), **again})
 
 
 def _remember(directory: Path | None) -> None:
-    if directory is not None and (place := os.environ.get(RUN_FILE)):
-        Path(place).write_text(str(directory), encoding="utf-8")
+    if directory is not None and (file := os.environ.get(RUN_FILE)):
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+        record.write(Path(file), str(directory))
 
 
 def _spelled_out(request: Request, project: Project) -> Request:
@@ -150,12 +170,14 @@ def _tuned(job: Job, names: list[str], cfg: str | None, dataset: data.Dataset) -
     return tuned.read(job.project, choose.key(job.project, job.engine.name, model, dataset, _image_size(job), device))
 
 
-def _engine(request: Request, project: Project) -> Engine:
+def _engine(request: Request, project: Project, place: rendezvous.Meeting) -> Engine:
     """The engine asked for, else the one that wrote the checkpoint at hand, else the project's."""
     if "engine" in request.given:
         return ENGINES[request.given["engine"]]
+    if "resume" in request.given and place.follows:
+        return ENGINES["yolov5"]  # the one that trains on several machines; only node 0 knows the run
     if "resume" in request.given:
-        return ENGINES[training.engine_of(request.given["resume"], project) or project.engine]
+        return ENGINES[going_on.engine_of(request.given["resume"], project) or project.engine]
     named = _first(request.get("weights"))
     file = project.find(named) if isinstance(named, str) and named else None
     wrote = weights.engine_of(file) if file is not None and file.suffix == ".pt" else None

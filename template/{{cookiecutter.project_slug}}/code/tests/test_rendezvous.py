@@ -131,10 +131,13 @@ def test_yolov5u_has_one_machine_only() -> None:
 
 
 def test_only_node_0_has_a_run(tmp_path: Path) -> None:
-    assert apart({"epochs": 3}, tmp_path) == {}
-    assert apart({"nodes": 2, "rdzv": "a:1", "node_rank": 0}, tmp_path) == {}
-    kept = apart({"nodes": 2, "rdzv": "a:1", "node_rank": 1}, tmp_path)
+    assert not Meeting().follows
+    assert not Meeting(2, "a", 1, 0).follows
+    assert Meeting(2, "a", 1, 1).follows
+    assert Meeting(3, "a", 1).follows  # counted as it arrives: node 0 owns the address
+    kept = apart(tmp_path)
     assert kept["project"] == str(tmp_path / ".lab/nodes")
+    assert tuple(kept) == rendezvous.PLACE
 
 
 def test_the_interface_of_an_address() -> None:

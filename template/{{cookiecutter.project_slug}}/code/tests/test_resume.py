@@ -1,5 +1,6 @@
 """Runs that ended too early, made by hand: which checkpoint goes on, what is mended, what is refused. No torch."""
 
+import contextlib
 import errno
 import json
 import os
@@ -15,12 +16,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lab import batch, child, cli, dataset, limits, plan, record, report_run, resume, training
+from lab import batch, child, cli, dataset, following, going_on, limits, plan, record, report_run, resume, training
 from lab.engines import Call
 from lab.errors import FAILED, OUT_OF_MEMORY, LabError
 from lab.launch import Interrupted
 from lab.options import parse
 from lab.project import Project
+from lab.rendezvous import Meeting
 from lab.report_page import command
 from lab.resume import LAST, PREVIOUS, Asked
 
@@ -73,7 +75,8 @@ def run_of(project: Project, name: str = "exp", engine: str = "yolov5", **option
 
 def start(monkeypatch: pytest.MonkeyPatch, *ends: Any) -> Children:
     children = Children(*ends)
-    monkeypatch.setattr(training, "run", children)
+    for module in (training, going_on):
+        monkeypatch.setattr(module, "run", children)
     return children
 
 
@@ -464,6 +467,9 @@ def test_several_machines_do_not_halve_a_batch_alone(
 ) -> None:
     """Each would choose for itself: the sentence is the end, with what helps."""
     children = start(monkeypatch, 2)
+    met = SimpleNamespace(meeting=Meeting(2, "127.0.0.1", 29500, 0))
+    monkeypatch.setattr(following.launch, "met", lambda *_: contextlib.nullcontext(met))
+    monkeypatch.setattr(plan, "listed", lambda: ())
     monkeypatch.setattr(training.devices, "gpu_nodes", lambda: ["/dev/nvidia0"])
     words = ["train", "--cfg", "yolov5n.yaml", "--device", "0", "--workers", "0", "--batch", "16"]
     assert cli.main([*words, "--nodes", "2", "--node-rank", "0", "--rdzv", "127.0.0.1:29500"]) == FAILED
@@ -503,11 +509,6 @@ def test_where_nothing_can_be_measured_it_is_a_multiple_too(ranks: int, images: 
 def test_several_machines_do_not_measure_a_batch(ready: Project, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["train", "--batch", "auto", "--device", "0", "--nodes", "2", "--rdzv", "127.0.0.1:29500"]) == 2
     assert "--batch auto measures the GPUs of one machine" in capsys.readouterr().err
-
-
-def test_resume_with_nodes_is_refused(ready: Project, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["train", "--resume", "--nodes", "2", "--rdzv", "gpu-a:29500"]) == 2
-    assert "--resume goes on with a run on one machine: leave out --nodes" in capsys.readouterr().err
 
 
 def test_labels_that_were_corrected_meanwhile_are_read_again(
