@@ -112,7 +112,7 @@ def painting_bytes(pictures: int, side: int, mixup: bool = False, resident: bool
 
 
 def pinned_slots(sizes: Sequence[int], wanted: int, room: int | None) -> int:
-    """How many slots of buffers of these bytes may be locked in main memory: `wanted`, or as many as `room` holds, or 0.
+    """How many slots of buffers of these bytes may be locked in main memory: `wanted`, or what `room` holds, or 0.
 
     None: nothing is known of the room.
     """
