@@ -18,6 +18,7 @@ from lab.engines import Call, Prepared
 from lab.errors import FAILED, LabError
 from lab.fast import choose
 from lab.fast.plan import DEVICE, painting_bytes
+from lab.gpu_list import listed
 from lab.job import Job
 from lab.launch import run
 
@@ -114,8 +115,8 @@ class Filled:
 
 def fill(job: Job, prepared: Prepared, ranks: int, log: IO[str] | None) -> Filled:
     """Measure `--batch auto` for the training `prepared`, on each of its devices. Raises LabError."""
-    if prepared.options.get("device") == "cpu" or not plan.gpus():
-        return _without_gpu()
+    if prepared.options.get("device") == "cpu" or not listed():
+        return _without_gpu(ranks)
     with tempfile.TemporaryDirectory(prefix="lab-batch-") as place:
         result = Path(place) / "batch.json"
         payload = request(job, prepared, result)
@@ -125,9 +126,10 @@ def fill(job: Job, prepared: Prepared, ranks: int, log: IO[str] | None) -> Fille
     return judge(said["devices"], ranks)
 
 
-def _without_gpu() -> Filled:
-    words = f"--batch auto fills a GPU, and there is none here: {WITHOUT_GPU}, as without the option"
-    return Filled(WITHOUT_GPU, words, {"batch": WITHOUT_GPU})
+def _without_gpu(ranks: int) -> Filled:
+    batch = max(WITHOUT_GPU // ranks, 1) * ranks
+    words = f"--batch auto fills a GPU, and there is none here: {batch}, as without the option"
+    return Filled(batch, words, {"batch": batch})
 
 
 def request(job: Job, prepared: Prepared, result: Path) -> dict[str, Any]:

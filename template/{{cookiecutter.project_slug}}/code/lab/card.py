@@ -33,7 +33,9 @@ def main(project: Project, named: str, device: str | None, out: Path | None) -> 
     """Write the card of the run `named` (the newest when it is empty), and say where it is. Raises LabError."""
     directory = report_run.find(named, project)
     run = report_run.read(directory, project)
-    found = report_predict.findings(run, project, devices.resolve(device) if device else None)
+    if device:
+        devices.resolve(device)  # refused before anything is measured
+    found = report_predict.findings(run, project, device or None)
     file = write(run, found, project, out or directory / NAME)
     print(f"lab: {project.show(file.absolute())}: the model card")
     return 0

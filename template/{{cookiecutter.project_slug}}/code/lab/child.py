@@ -10,7 +10,6 @@ import errno
 import json
 import math
 import os
-import re
 import signal
 import sys
 import threading
@@ -20,7 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from lab import remarks
+from lab import causes, remarks
 from lab.batch import out_of_memory
 from lab.devices import no_gpu
 from lab.doctor_torch import CLOSE_HALF, NO_AMP
@@ -42,6 +41,7 @@ def serve(work: Callable[[dict[str, Any]], None]) -> None:
     hide_trackers()
     remarks.listen()
     try:
+        show_gpus(str(request.get("gpus", "")))
         if request["task"] == "train":
             prove_kernels(str(request.get("device", "")))
         work(request)
@@ -147,16 +147,24 @@ def _settle(file: Path) -> None:
 # GPU
 
 
-def prove_kernels(device_wanted: str) -> None:
-    """Run a kernel on this process's GPU, within KERNEL_LIMIT. Raises what torch raises.
+def show_gpus(names: str) -> None:
+    """Let CUDA see the GPUs `names` (numbers or UUIDs) and no others, counted from 0; "" leaves all.
 
-    It makes CUDA look for its devices, so what --device means must be settled before: CUDA_VISIBLE_DEVICES, which
-    YOLOv5 sets too, is not read again.
+    CUDA looks for its devices now and never again. YOLOv5 writes what --device says, which is a position among these,
+    into CUDA_VISIBLE_DEVICES later, where it would be another GPU's number.
     """
+    if not names:
+        return
+    os.environ["CUDA_VISIBLE_DEVICES"] = names
+    import torch  # noqa: PLC0415
+
+    torch.cuda.is_available()
+
+
+def prove_kernels(device_wanted: str) -> None:
+    """Run a kernel on this process's GPU, within KERNEL_LIMIT. Raises what torch raises."""
     if device_wanted in ("cpu", "mps"):
         return
-    if re.fullmatch(r"\d+(,\d+)*", device_wanted):
-        os.environ["CUDA_VISIBLE_DEVICES"] = device_wanted
     import torch  # noqa: PLC0415
 
     if not torch.cuda.is_available():
@@ -188,25 +196,32 @@ def watch_amp(check: Callable[..., bool]) -> Callable[..., bool]:
     def watched(model: Any, *more: Any, **named: Any) -> bool:
         import torch  # noqa: PLC0415
 
-        device = next(model.parameters()).device
+        device = device_of(model)
         if device.type != "cuda":
             return check(model, *more, **named)
         name = torch.cuda.get_device_name(device)
         if NO_AMP.search(name):
             return _amp_off(f"{name} computes wrong values in half precision")
-        if check(model, *more, **named):
-            NOTES["amp"] = True
-            return True
+        passed = check(model, *more, **named)
+        gap = half_precision_gap(torch, model, device)
+        # the ultralytics package lets pass what it could not check, for want of a checkpoint; this is what it looks for
+        if gap is None:
+            return _amp_off(f"in half precision {name} computes numbers that are none (NaN)")
         # YOLOv5 compares the boxes of two passes, and where they differ in number asks a checkpoint that may not be
         # here; whether the card computes rightly is seen in the network's own numbers
-        gap = half_precision_gap(torch, model, device)
-        if gap is not None and gap <= CLOSE_HALF:
+        if not passed and gap > CLOSE_HALF:
+            return _amp_off(f"half precision on {name} does not agree with full precision")
+        if not passed:
             _say(f"the engine's check of half precision found no answer, ours did (differs by {gap:.0%}): AMP stays on")
-            NOTES["amp"] = True
-            return True
-        return _amp_off(f"half precision on {name} does not agree with full precision")
+        NOTES["amp"] = True
+        return True
 
     return watched
+
+
+def device_of(model: Any) -> Any:
+    """The device that a network lies on."""
+    return next(model.parameters()).device
 
 
 def _amp_off(why: str) -> bool:
@@ -300,16 +315,15 @@ def explain(error: BaseException, request: dict[str, Any]) -> str | None:
         return "YOLOv5 trains ranks on GPUs only, and there is none: leave --nodes out to train on the processor"
     if "Invalid CUDA" in text or "insufficient CUDA devices" in text:
         return no_gpu(str(request.get("device", "")))
+    if causes.absurd(text):
+        return causes.ABSURD
     if out_of_memory(error):
-        return MEMORY if "cpu" not in text.lower() else MAIN_MEMORY
-    for signs, sentence in CAUSES:
-        if any(sign in text or sign in type(error).__name__ for sign in signs):
-            return sentence
-    return None
+        return causes.MEMORY if "cpu" not in text.lower() else causes.MAIN_MEMORY
+    return causes.said(text, type(error).__name__)
 
 
 def _for_memory(error: BaseException, request: dict[str, Any]) -> bool:
-    return request["task"] == "train" and out_of_memory(error)
+    return request["task"] == "train" and out_of_memory(error) and not causes.absurd(str(error))
 
 
 def _full(request: dict[str, Any]) -> bool:
@@ -324,52 +338,6 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
     while link is not None:
         yield link
         link = link.__cause__ or link.__context__
-
-
-MEMORY = "the GPU's memory does not suffice: give a smaller --batch (auto finds one), a smaller --img or model"
-MAIN_MEMORY = "main memory does not suffice: give a smaller --batch, fewer --workers, or no --cache"
-CAUSES: tuple[tuple[tuple[str, ...], str], ...] = (
-    (
-        ("killed by signal: Killed", "exited unexpectedly", "MemoryError"),
-        "a process ran out of main memory, most likely: give fewer --workers, a smaller --batch, or no --cache",
-    ),
-    (
-        ("exceeds nc=", "labels empty", "No labels found", "No valid images"),
-        "the labels or pictures cannot be used: `lab data check`, with the same data file, names the files",
-    ),
-    (
-        ("Bus error", "out of shared memory", "unable to open shared memory"),
-        "a loader worker ran out of shared memory: give --workers 0, or a larger SHM_SIZE in .env and open again",
-    ),
-    (
-        ("no kernel image is available",),
-        "this torch build has no code for this GPU: open the container again, so that host-setup chooses another",
-    ),
-    (
-        (
-            "ncclInternalError",
-            "ncclSystemError",
-            "ncclRemoteError",
-            "ncclUnhandledCudaError",
-            "collective operation timeout",
-        ),
-        "the GPUs lost each other (NCCL): `lab doctor` tests their network and names the switch that helps; "
-        "NCCL_DEBUG=INFO in .env says more",
-    ),
-    (
-        ("does not have a deterministic implementation",),
-        "a layer of this model has no deterministic kernel, and YOLOv5 insists on those: train it with "
-        "--engine yolov5u, or on --device cpu",
-    ),
-    (
-        ("nothing to resume",),
-        "this run is finished, there is nothing to resume: start a new one with --weights and its last.pt",
-    ),
-    (
-        ("state_dict", "Ran out of input", "failed finding central directory", "invalid load key"),
-        "the checkpoint cannot be read, or belongs to another model: it may be cut short; use another one",
-    ),
-)
 
 
 def finished_weights(

@@ -30,9 +30,17 @@ from lab.project import CODE, Project
 
 SMI_LIMIT, TORCH_LIMIT, DEVICE_LIMIT, NCCL_LIMIT, READ_LIMIT = 8.0, 60.0, 40.0, 40.0, 10.0  # seconds
 KILLED = 2.0  # seconds a killed child gets to be gone; one that waits for hardware cannot be killed, and is left
-QUERY = ("index", "name", "driver_version", "memory.total", "memory.used", "mig.mode.current")
+QUERY = ("index", "name", "driver_version", "memory.total", "memory.used", "mig.mode.current", "uuid")
 OPENCVS = ("opencv-python", "opencv-python-headless", "opencv-contrib-python", "opencv-contrib-python-headless")
 Answer = dict[str, Any]
+
+
+class Slice(NamedTuple):
+    """A MIG instance: its profile, such as 1g.10gb; MiB."""
+
+    profile: str
+    uuid: str = ""
+    total: int | None = None
 
 
 class Gpu(NamedTuple):
@@ -44,6 +52,8 @@ class Gpu(NamedTuple):
     total: int | None = None
     used: int | None = None
     mig: bool = False
+    uuid: str = ""
+    slices: tuple[Slice, ...] = ()  # those that this container may see
 
 
 @dataclass(frozen=True)
@@ -57,7 +67,6 @@ class Smi:
     state: str = "missing"
     message: str = ""
     gpus: tuple[Gpu, ...] = ()
-    slices: tuple[str, ...] = ()  # MIG instances, by profile
 
 
 @dataclass(frozen=True)
@@ -304,10 +313,29 @@ def ask_smi() -> Smi:
     known = next((name for sentence, name in _SENTENCES if sentence in lower), "")
     if not gpus:
         return Smi(known or ("failed" if state else "no-devices"), text)
-    slices: tuple[str, ...] = ()
     if any(gpu.mig for gpu in gpus):
-        slices = tuple(re.findall(r"^\s+MIG (\S+)\s+Device", _run([program, "-L"])[1], re.MULTILINE))
-    return Smi("lost" if known == "lost" else "ok", "" if not state else text, gpus, slices)
+        slices = _slices(_run([program, "-L"])[1])
+        gpus = tuple(gpu._replace(slices=slices.get(gpu.number, ())) for gpu in gpus)
+    return Smi("lost" if known == "lost" else "ok", "" if not state else text, gpus)
+
+
+def _slices(text: str) -> dict[int, tuple[Slice, ...]]:
+    """The MIG instances in `nvidia-smi -L`, by the GPU's number; a profile's name ends in its nominal GB."""
+    found: dict[int, tuple[Slice, ...]] = {}
+    number = 0
+    for line in text.splitlines():
+        if card := re.match(r"GPU (\d+):", line):
+            number = int(card[1])
+        elif part := re.match(r"\s+MIG (\S+)\s+Device\s+\d+:\s*\(UUID: ([^)]+)\)", line):
+            size = re.search(r"(\d+)gb", part[1])
+            found[number] = (*found.get(number, ()), Slice(part[1], part[2], int(size[1]) << 10 if size else None))
+    return found
+
+
+def ask_torch() -> tuple[Gpu, ...]:
+    """The GPUs that torch sees, in its own numbers: among those that CUDA_VISIBLE_DEVICES leaves."""
+    seen = _child(["torch"], TORCH_LIMIT).steps.get("devices", {}).get("devices", [])
+    return tuple(Gpu(int(one["number"]), str(one["name"]), "", int(one["memory_mib"])) for one in seen)
 
 
 def _run(command: list[str]) -> tuple[str, str]:
@@ -346,7 +374,8 @@ def _rows(text: str, fields: Sequence[str]) -> tuple[Gpu, ...]:
                 int(row[key]) if row.get(key, "").isdigit() else None for key in ("memory.total", "memory.used")
             )
             mig = row.get("mig.mode.current") == "Enabled"
-            gpus.append(Gpu(int(row["index"]), row.get("name", ""), row.get("driver_version", ""), total, used, mig))
+            name, driver, uuid = (row.get(key, "") for key in ("name", "driver_version", "uuid"))
+            gpus.append(Gpu(int(row["index"]), name, driver, total, used, mig, uuid if "-" in uuid else ""))
     return tuple(gpus)
 
 

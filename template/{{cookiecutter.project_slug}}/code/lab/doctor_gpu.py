@@ -247,13 +247,14 @@ def _gpu_mig(facts: Facts) -> Finding:
     if not split:
         return Finding("gpu.mig", "skip", "no GPU is split into instances (MIG)")
     names = named([str(gpu.number) for gpu in split])
-    if not facts.smi.slices:
+    profiles = [part.profile for gpu in split for part in gpu.slices]
+    if not profiles:
         return Finding(
             "gpu.mig", "warn", f"{names} is in MIG mode, and no instance of it is in this container",
             "torch cannot use it", "sudo nvidia-smi mig -cgi 0 -C  # on the host; `nvidia-smi -mig 0` switches MIG off",
             LINKS["mig"],
         )  # fmt: skip
-    return Finding("gpu.mig", "ok", f"{names} is split: {counted(list(facts.smi.slices))}; a process uses one of them")
+    return Finding("gpu.mig", "ok", f"{names} is split: {counted(profiles)}; a process uses one of them")
 
 
 CHECKS: tuple[Callable[[Facts], Finding], ...] = (

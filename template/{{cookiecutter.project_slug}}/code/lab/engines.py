@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import yaml
 
-from lab import rendezvous, upstream
+from lab import devices, rendezvous, upstream
 from lab.errors import FAILED, LabError
 from lab.options import OURS, TASKS, command_line
 from lab.project import CODE, Project
@@ -105,11 +105,11 @@ class Yolov5:
                 mend = "leave out --nodes" if nodes > 1 else "give --device 0"
                 raise LabError(f"--{key.replace('_', '-')} works on one GPU only: {mend}")
         batch = int(options.get("batch_size", 16))
-        if batch == -1:
+        if batch == -1 and nodes > 1:
             raise LabError(
-                f"--batch -1 works on one GPU only: give a multiple of {ranks}, the images a step of all GPUs"
+                "--batch auto measures the GPUs of one machine: with --nodes give the --batch of all GPUs together"
             )
-        if batch % ranks:
+        if batch % ranks and batch != -1:  # -1 is measured before the engine sees it, as a multiple
             raise LabError(f"--batch {batch} is not a multiple of {ranks} GPUs: use {batch - batch % ranks or ranks}")
 
     def call(self, prepared: Prepared, project: Project) -> Call:
@@ -121,12 +121,15 @@ class Yolov5:
                 options = {"resume": options["resume"]}
         else:
             options["weights"] = prepared.weights
+        if "device" in options:
+            options["device"] = devices.positions(str(options["device"]))
         if prepared.run is not None and "resume" not in options:
             options |= {"project": str(prepared.run.parent), "name": prepared.run.name, "exist_ok": True}
         payload: dict[str, Any] = {
             "upstream": str(project.upstream),
             "task": prepared.task,
             "arguments": command_line(prepared.task, options),
+            "gpus": gpus_of(prepared),
         }
         if prepared.task != "train":
             return Call(CODE / "lab" / "run_yolov5.py", payload)
@@ -176,6 +179,7 @@ class Yolov5u:
             "weights": prepared.weights[0] if prepared.weights else "",
             "cfg": prepared.cfg,
             "arguments": arguments,
+            "gpus": gpus_of(prepared),
             "speed": prepared.speed,
             "formats": prepared.options.get("include", ["torchscript"]) if prepared.task == "export" else [],
         }
@@ -267,6 +271,12 @@ SHARED_HYP = frozenset(
 YOLOV5_HYP = frozenset(["box", "cls", "cls_pw", "obj", "obj_pw", "iou_t", "anchor_t", "anchors", "fl_gamma"])
 
 
+def gpus_of(prepared: Prepared) -> str:
+    """The GPUs that the child shows CUDA, all others hidden; "" leaves what is to be seen."""
+    device = str(prepared.options.get("device", ""))
+    return device if devices.named(device) else ""
+
+
 def translate(prepared: Prepared) -> dict[str, Any]:
     """YOLOv5's options as arguments of the ultralytics package."""
     arguments: dict[str, Any] = {}
@@ -301,6 +311,8 @@ def _value(key: str, value: Any) -> Any:
         return 0.5  # YOLOv5's --multi-scale: plus and minus half
     if key == "save_period":
         return value
+    if key == "device":
+        return devices.positions(str(value))
     if isinstance(value, list) and len(value) == 1 and key in ("imgsz", "freeze"):
         return value[0]
     return value

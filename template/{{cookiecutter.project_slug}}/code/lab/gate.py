@@ -57,7 +57,9 @@ def main(project: Project, named: str, least: Bar, device: str | None) -> int:
     """Judge the run `named` (the newest when it is empty); returns 0 when it passes. Raises LabError when not."""
     directory = report_run.find(named, project)
     run = report_run.read(directory, project)
-    found = report_predict.findings(run, project, devices.resolve(device) if device else None)
+    if device:
+        devices.resolve(device)  # refused before anything is measured
+    found = report_predict.findings(run, project, device or None)
     judge(run, found, least, project)
     return 0
 

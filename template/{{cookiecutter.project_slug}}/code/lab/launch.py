@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
-from lab import muster, preflight_facts, rendezvous
+from lab import causes, muster, preflight_facts, rendezvous
 from lab.engines import Call
 from lab.environment import child_environment
 from lab.errors import FAILED, INTERRUPTED, LabError
@@ -176,10 +176,6 @@ def _end_group(child: subprocess.Popen[bytes]) -> None:
 
 def _end(status: int, call: Call) -> str:
     task = call.payload["task"]
-    if status == -signal.SIGKILL:
-        return (
-            f"{task} was killed, most likely for want of memory: fewer --workers, a smaller --batch or no --cache help"
-        )
     if status < 0:
-        return f"{task} died of signal {signal.Signals(-status).name}"
+        return causes.ended(task, -status)
     return f"{task} ended with exit status {status}; its own words are above"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from lab.errors import LabError
@@ -22,6 +24,7 @@ PINNED_SHARE = 1 / 4  # of the free main memory, for uploads
 PINNED_WSL = 384 * MEBIBYTE  # 500 were refused in Docker under WSL2 (microsoft/WSL issue 14078)
 # parameters in millions, from the table of models in YOLOv5's README
 PARAMETERS = {"n": 1.9, "s": 7.2, "m": 21.2, "l": 46.5, "x": 86.7}
+P6 = 1.8  # a model with a P6 head has so many times the parameters
 
 
 def processors() -> int:
@@ -64,20 +67,34 @@ def workers_that_fit(wanted: int, batch: int, image_size: int) -> int:
     return min(wanted, free // per_worker)
 
 
-def room_needed(model: str) -> int:
-    """Bytes for the checkpoints of `model`, and 64 MiB for curves and pictures.
+def parameters_of(model: str) -> int:
+    """Parameters of yolov5s, yolov5x6u or yolov5x-p6, by name; a strange name counts as the smallest."""
+    known = re.fullmatch(r"yolov5([nsmlx])(6|-p6)?u?", model)
+    return round(1e6 * (PARAMETERS[known[1]] * (P6 if known[2] else 1) if known else PARAMETERS["n"]))
+
+
+def room_needed(parameters: int) -> int:
+    """Bytes for the checkpoints of a model with so many parameters, and 64 MiB for curves and pictures.
 
     Four checkpoints of about 12 bytes a parameter (weights and their average in half precision, two moments of the
     optimiser in full): last.pt, the one before it, best.pt, and the one that is being written.
     """
-    letter = next((c for c in model.removeprefix("yolov5")[:1] if c in PARAMETERS), "n")
-    p6 = 1.8 if model.removeprefix("yolov5")[1:2] == "6" else 1.0
-    return 64 * MEBIBYTE + int(48e6 * PARAMETERS[letter] * p6)
+    return 64 * MEBIBYTE + 48 * parameters
 
 
-def require_room(directory: Path, model: str) -> None:
-    """Raises LabError when the disk under `directory` has too little room for a run of `model`."""
-    need = room_needed(model)
+def require_stride(sides: Sequence[int], stride: int) -> None:
+    """Raises LabError for a side of `--img` that is no multiple of the model's largest stride."""
+    for side in sides:
+        if side < stride or side % stride:
+            near = max(stride, side - side % stride)
+            raise LabError(
+                f"--img {side} is not a multiple of {stride}, the model's stride: use {near} or {near + stride}"
+            )
+
+
+def require_room(directory: Path, parameters: int) -> None:
+    """Raises LabError when the disk under `directory` has too little room for a run of a model of that size."""
+    need = room_needed(parameters)
     free = shutil.disk_usage(directory).free
     if free < need:
         raise LabError(

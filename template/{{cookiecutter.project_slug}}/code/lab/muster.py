@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from lab import causes
 from lab.errors import FAILED, INTERRUPTED, LabError
 from lab.rendezvous import Meeting
 
@@ -30,20 +31,6 @@ SILENCE = 20.0  # seconds without one, after which a node counts as lost
 SETTLE = 1.5  # seconds in which other nodes' failures are awaited, to tell the cause from its consequences
 PINGS = 15
 LONGEST = 1 << 20  # bytes of a line
-# What a rank says whose partner has gone: the consequence of a failure elsewhere.
-LOST_PEER = (
-    "connection closed by peer",
-    "connection reset",
-    "connection refused",
-    "broken pipe",
-    "remote process exited",
-    "ncclremoteerror",
-    "unhandled system error",
-    "read error",
-    "socket timeout",
-    "exit status",
-    "signal sigterm",
-)
 Message = dict[str, Any]
 
 
@@ -250,8 +237,8 @@ class _Hub:
         self.verdict_due.wait()
         time.sleep(SETTLE)
         with self.lock:
-            causes = [one for one in self.failures if not any(sign in one["failed"].lower() for sign in LOST_PEER)]
-            verdict = (causes or self.failures)[0]
+            roots = [one for one in self.failures if not causes.lost_peer(one["failed"])]
+            verdict = (roots or self.failures)[0]
         self._tell(**verdict)
 
     def _tell(self, **message: Any) -> None:

@@ -44,6 +44,7 @@ class Slice:
     name: str
     memory: float | None = None
     total: float | None = None
+    uuid: str = ""
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ class Gpu:
     processes: tuple[Process, ...] | None = None
     mig: bool = False
     slices: tuple[Slice, ...] = ()
+    uuid: str = ""
 
 
 @dataclass(frozen=True)
@@ -166,6 +168,7 @@ def _facts(nvml: Any, handle: Any) -> dict[str, Any]:
         "processes": _processes(nvml, handle),
         "mig": split,
         "slices": _slices(nvml, handle) if split else (),
+        "uuid": _text(_ask(nvml.nvmlDeviceGetUUID, handle)),
     }
 
 
@@ -197,7 +200,8 @@ def _slices(nvml: Any, handle: Any) -> tuple[Slice, ...]:
             continue
         name, memory = _text(_ask(nvml.nvmlDeviceGetName, one)), _ask(nvml.nvmlDeviceGetMemoryInfo, one)
         used, total = (None, None) if memory is None else (memory.used / MEBIBYTE, memory.total / MEBIBYTE)
-        found.append(Slice(name[name.find("MIG ") :] if "MIG " in name else name, used, total))
+        uuid = _text(_ask(nvml.nvmlDeviceGetUUID, one))
+        found.append(Slice(name[name.find("MIG ") :] if "MIG " in name else name, used, total, uuid))
     return tuple(found)
 
 

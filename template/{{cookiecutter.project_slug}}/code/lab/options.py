@@ -47,7 +47,9 @@ def images(word: str) -> int:
 
 IMAGE_SIZES = ("--img", "--img-size", "--image-size")
 ENGINE = Option("--engine", "which YOLOv5: the original repository, or the ultralytics package", choices=ENGINES)
-DEVICE = Option("--device", "GPU numbers such as 0 or 0,1,2,3, or cpu", default="the first GPU, else cpu")
+DEVICE = Option(
+    "--device", "GPUs by number, such as 0 or 0,1,2,3, or by UUID; or cpu", default="the first GPU, else cpu"
+)
 NAME = Option("--name", "directory of this run inside --project; a number is added when it exists", default="exp")
 EXIST_OK = flag("--exist-ok", "write into an existing run directory instead of counting up")
 SPEED = frozenset(("plain", "tuned", "with", "without", "val_period"))  # how fast; see lab/fast

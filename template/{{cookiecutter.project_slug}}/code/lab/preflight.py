@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import statistics
 import sys
 import tempfile
@@ -14,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from lab import dataset, devices, launch, limits, muster, preflight_facts
-from lab.doctor_facts import ask_smi
 from lab.engines import Call
 from lab.errors import FAILED, INTERRUPTED, LabError
+from lab.gpu_list import listed
 from lab.project import CODE, Project
 from lab.rendezvous import STORE_LIMIT, Meeting
 
@@ -59,9 +58,8 @@ def preflight_gpus() -> list[str]:
     """The numbers of this container's GPUs, as `--device` names them."""
     if not devices.gpu_nodes():
         return []
-    if "CUDA_VISIBLE_DEVICES" in os.environ:
-        return [entry for entry in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if entry.strip()]
-    return [str(gpu.number) for gpu in ask_smi().gpus]
+    left = devices.visible()
+    return [str(gpu.number) for gpu in listed()] if left is None else left
 
 
 def main(project: Project, meeting: Meeting, planned: Plan) -> int:

@@ -20,7 +20,7 @@ def main(project: Project, named: list[str], device: str | None, val: bool, out:
     if len(directories) > MOST:
         raise LabError(f"{len(directories)} runs do not fit beside each other: name {MOST} at most")
     if device is not None:
-        device = devices.resolve(device)
+        devices.resolve(device)  # refused before anything is measured
     runs = [report_run.read(directory, project) for directory in directories]
     found = [report_predict.findings(run, project, device, val) for run in runs]
     for run, one in zip(runs, found, strict=True):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import sys
 import tempfile
@@ -18,8 +17,9 @@ from typing import Any
 import numpy as np
 
 from lab import dataset as data
-from lab import limits, record, report_measure, telemetry
+from lab import devices, limits, record, report_measure
 from lab.errors import LabError
+from lab.gpu_list import listed, those
 from lab.options import Request
 from lab.project import Project
 from lab.report_measure import SURE, Array, Measured, Picture
@@ -166,12 +166,8 @@ def _read(file: Path, key: str) -> Findings | None:
 
 def _named(device: str | None) -> str:
     """Where the engine measures when it is told `device`, in words: it takes the first GPU when it is told nothing."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    gpus = [] if device == "cpu" or visible == "" else telemetry.ask_gpus(("name",)) or []
-    first = next((words for words in (device, (visible or "").partition(",")[0]) if words and words.isdecimal()), "0")
-    if not gpus:
-        return f"{limits.processors()} processors, without a GPU"
-    return gpus[int(first)]["name"] if int(first) < len(gpus) else f"GPU {first}"
+    used = those(devices.resolve(device or ""), listed())
+    return used[0].name if used else f"{limits.processors()} processors, without a GPU"
 
 
 def _counted(dataset: data.Dataset) -> list[int]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +21,6 @@ from lab.limits import processors  # noqa: E402
 def work(request: dict[str, Any]) -> None:
     """Do `request["task"]` with `request["arguments"]`, which are ultralytics' own."""
     sys.path.pop(0)
-    narrow(request)
     from ultralytics import YOLO  # noqa: PLC0415
     from ultralytics.utils import torch_utils  # noqa: PLC0415  seconds, and only needed here
 
@@ -33,22 +30,6 @@ def work(request: dict[str, Any]) -> None:
     tasks = {"train": train, "val": val, "detect": detect, "export": export, "raw": raw_predictions}
     tasks |= {"batch": measure_batch, "close": close}
     tasks[request["task"]](YOLO, request)
-
-
-def narrow(request: dict[str, Any]) -> None:
-    """Let CUDA see the wanted GPUs only, numbered from 0, as YOLOv5 does.
-
-    The package leaves CUDA_VISIBLE_DEVICES as it is and counts among what that shows; `--device` was resolved to the
-    driver's numbers (see lab.devices), which are others where host-setup has narrowed the variable.
-    """
-    holders = [(request, "devices"), (request, "on")]
-    holders += [(request.get(name, {}), "device") for name in ("stored", "arguments")]
-    for said, key in holders:
-        numbers = str(said.get(key) or "")
-        if re.fullmatch(r"\d+(,\d+)*", numbers):
-            os.environ["CUDA_VISIBLE_DEVICES"] = numbers
-            if key != "devices":  # there they are also names in the outcome
-                said[key] = ",".join(map(str, range(len(numbers.split(",")))))
 
 
 def train(yolo: Any, request: dict[str, Any]) -> None:

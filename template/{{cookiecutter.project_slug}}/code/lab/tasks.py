@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import re
 import shutil
 import sys
 import time
@@ -62,15 +61,7 @@ def perform(request: Request, project: Project, log: IO[str] | None = None) -> P
         require_packages(request.get("include", []))
     if request.task == "train" and "resume" in request.given:
         return training.go_on(job, log)
-    # -1 is measured for every engine and any number of GPUs, so the engine never sees it
-    measured = request.task == "train" and request.get("batch_size") == -1
-    if measured and int(request.get("nodes", 1)) > 1:
-        raise LabError(
-            "--batch auto measures the GPUs of one machine: with --nodes give the --batch of all GPUs together"
-        )
-    job.engine.refuse(
-        request.task, {key: value for key, value in request.given.items() if not measured or key != "batch_size"}
-    )
+    job.engine.refuse(request.task, request.given)
     wish = choose.wish(request)
     dataset = _dataset(job)
     model = _weights(job) if request.get("tuned") else None
@@ -205,18 +196,13 @@ def _options(job: Job) -> dict[str, Any]:
 
 
 def _image_size(job: Job) -> Any:
-    """`--imgsz`, a multiple of the largest stride: 32, and 64 for models with a P6 head."""
+    """`--imgsz`, a multiple of the network's largest stride: 32, and 64 with a P6 head."""
     request = job.request
     many = request.task in ("detect", "export")
     size = request.get("imgsz", [job.project.image_size] if many else job.project.image_size)
-    model = Path(request.get("cfg") or _first(request.get("weights")) or job.project.model).stem
-    stride = 64 if re.fullmatch(r"yolov5[nsmlx]6u?", model) else 32
-    for side in size if isinstance(size, list) else [size]:
-        if side < stride or side % stride:
-            near = max(stride, side - side % stride)
-            raise LabError(
-                f"--img {side} is not a multiple of {stride}, the model's stride: use {near} or {near + stride}"
-            )
+    named = request.get("cfg") or _first(request.get("weights"))
+    stride = weights.stride_of(named, job.project, job.engine.name)
+    limits.require_stride(size if isinstance(size, list) else [size], stride)
     return size
 
 
@@ -357,7 +343,7 @@ def _run_directory(job: Job, model: str) -> Iterator[Path | None]:
     base = base if base.is_absolute() else project.root / base
     limits.require_writable(base)
     if request.task == "train":
-        limits.require_room(base, Path(model).stem)
+        limits.require_room(base, weights.parameters_of(model, project))
     directory = _claim(base, str(request.get("name", "exp")), request.get("exist_ok", False))
     try:
         yield directory

@@ -221,7 +221,7 @@ class Cards:
         return answer.gpus
 
     def _by_smi(self) -> tuple[Gpu, ...] | None:
-        rows = ask_gpus(("index", "utilization.gpu", "memory.used", "power.draw"))
+        rows = ask_gpus(("index", "utilization.gpu", "memory.used", "power.draw", "uuid"))
         if rows is None:
             return None
         return tuple(
@@ -230,6 +230,7 @@ class Cards:
                 util=_number(row.get("utilization.gpu", "")),
                 memory=_number(row.get("memory.used", "")),
                 power=_number(row.get("power.draw", "")),
+                uuid=row.get("uuid", ""),
             )
             for row in rows
             if row["index"].isdigit()

@@ -15,7 +15,7 @@ from typing import IO, Any
 
 from lab import batch, devices, limits, plan, rendezvous, resume, stale, tracking, weights
 from lab import dataset as data
-from lab.engines import Call, Prepared, translate
+from lab.engines import Call, Prepared, gpus_of, translate
 from lab.errors import FAILED, OUT_OF_MEMORY, LabError
 from lab.fast import choose
 from lab.job import Job, kept, say
@@ -207,7 +207,7 @@ def _call(job: Job, start: Start) -> Call:
         # all that may differ from what the checkpoint says: this run may have been lengthened before it was stopped
         known = {key: prepared.options[key] for key in resume.HONOURED if key in prepared.options}
         stored = _stored(job.engine.name, {**known, **(start.changed or {})}) | _places(_directory(prepared))
-        call = replace(call, payload={**call.payload, "stored": stored})
+        call = replace(call, payload={**call.payload, "stored": stored, "gpus": gpus_of(prepared)})
     # a process for each GPU, for both engines: yolov5u's own way needs a package that is not in the image, and begins
     # by deleting the run's directory
     return replace(call, processes=_ranks(prepared.options))
@@ -215,7 +215,9 @@ def _call(job: Job, start: Start) -> Call:
 
 def _stored(engine: str, changed: dict[str, Any]) -> dict[str, Any]:
     """Options given beside --resume, under the names that the engine keeps in its checkpoints."""
-    return changed if engine == "yolov5" else translate(Prepared("train", changed, [""], None, None))
+    if engine == "yolov5u":
+        return translate(Prepared("train", changed, [""], None, None))
+    return {key: devices.positions(str(value)) if key == "device" else value for key, value in changed.items()}
 
 
 def _places(directory: Path) -> dict[str, Any]:
@@ -276,7 +278,10 @@ def _go_on(job: Job, directory: Path, given: dict[str, Any], log: IO[str] | None
     options = {key: value for key, value in asked.options.items() if key not in rendezvous.OPTIONS}
     asked = replace(asked, options={**options, **given}, done=False)
     _require_place(job, directory, asked)
-    job.engine.refuse("train", _measured_later(asked.options))
+    if "imgsz" in given:
+        named = asked.cfg or next(iter(asked.weights), "")
+        limits.require_stride([int(given["imgsz"])], weights.stride_of(named, job.project, job.engine.name))
+    job.engine.refuse("train", asked.options)
     closing = standing.epochs >= epochs or (standing.ended and "epochs" not in given)
     prepared = Prepared("train", asked.options, asked.weights, asked.cfg, directory, asked.speed)
     if closing:
@@ -303,7 +308,7 @@ def _go_on(job: Job, directory: Path, given: dict[str, Any], log: IO[str] | None
     else:
         weights.require_checkpoint(last, job.project.show(last))
         say(f"going on with {name} after {standing.epochs} of {epochs} epochs{_schedule(given)}")
-        limits.require_room(directory, "yolov5n")
+        limits.require_room(directory, weights.parameters_of(str(last), job.project))
         start = Start(prepared, last, given)
     came_from = job.project.show(last) if last else name
     dataset = _data_of(job, directory)
@@ -324,11 +329,6 @@ def _schedule(given: dict[str, Any]) -> str:
     if "epochs" not in given:
         return ""
     return "; the learning rate follows the schedule of the new length from here on"
-
-
-def _measured_later(options: dict[str, Any]) -> dict[str, Any]:
-    """`options` without a batch that is only measured once the run begins."""
-    return {key: value for key, value in options.items() if key != "batch_size" or value != -1}
 
 
 def _understood(job: Job, directory: Path) -> Asked:
@@ -378,7 +378,7 @@ def _require_place(job: Job, directory: Path, asked: Asked) -> None:
             data.require_writable_images(dataset)
         drop_label_caches(dataset, job.project)
     device = str(asked.options.get("device", ""))
-    if device[:1].isdigit() and not devices.gpu_nodes():
+    if devices.named(device) and not devices.gpu_nodes():
         raise LabError(devices.no_gpu(device))
 
 
@@ -392,7 +392,8 @@ def _close(job: Job, prepared: Prepared, log: IO[str] | None) -> None:
         "data": str(directory / "data.yaml"),
         "imgsz": int(prepared.options.get("imgsz", 640)),
         "batch": max(1, int(prepared.options.get("batch_size", PLAIN_BATCH))) * 2 // _ranks(prepared.options),
-        "on": device.partition(",")[0],
+        "on": devices.positions(device).partition(",")[0],
+        "gpus": gpus_of(prepared).partition(",")[0],
         "workers": int(prepared.options.get("workers", 0)),
         "plots": not prepared.options.get("noplots", False),
     }

@@ -18,6 +18,7 @@ from lab.doctor_facts import Gpu as Listed
 from lab.engines import ENGINES, Prepared
 from lab.errors import LabError
 from lab.fast import choose, plan, tune
+from lab.gpu_list import as_listed, those
 from lab.job import Job
 from lab.nvml import Gpu
 from lab.options import Request
@@ -215,8 +216,7 @@ def used(gpus: Sequence[Gpu], training: Training | None, mine: set[int]) -> tupl
     named = tuple(gpu for gpu in gpus if any(process.pid in mine for process in gpu.processes or ()))
     if named:
         return named
-    listed = tuple(Listed(gpu.number, gpu.name, "") for gpu in gpus)
-    numbers = {one.number for one in training_plan.used_gpus(training.device, listed)}
+    numbers = {one.number for one in those(training.device, tuple(map(as_listed, gpus)))}
     return tuple(gpu for gpu in gpus if gpu.number in numbers) or tuple(gpus[:1])
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from lab import cli, devices, doctor, doctor_facts, doctor_probe
 from lab.doctor_disk import read_speed
-from lab.doctor_facts import Child, Facts, Folder, Gpu, Smi
+from lab.doctor_facts import Child, Facts, Folder, Gpu, Slice, Smi
 from lab.doctor_finding import Finding, serves
 from lab.doctor_torch import NO_AMP
 from lab.project import CODE, Project
@@ -745,25 +745,26 @@ def test_the_real_child_tells_that_there_is_no_torch(project: Project, monkeypat
 
 
 ROW = "0, NVIDIA A100-SXM4-40GB, 570.86.10, 40960, 312"
+A100 = Gpu(0, "NVIDIA A100-SXM4-40GB", "570.86.10", 40960, 312, uuid="GPU-1")
 
 
 @pytest.mark.parametrize(
     ("script", "expected"),
     [
-        (f"echo '{ROW}, Disabled'", Smi("ok", "", (Gpu(0, "NVIDIA A100-SXM4-40GB", "570.86.10", 40960, 312),))),
+        (f"echo '{ROW}, Disabled, GPU-1'", Smi("ok", "", (A100,))),
         (
             'case "$*" in *mig.mode*) echo \'Field "mig.mode.current" is not a valid field to query.\'; exit 2;; esac\n'
-            f"echo '{ROW}'",
-            Smi("ok", "", (Gpu(0, "NVIDIA A100-SXM4-40GB", "570.86.10", 40960, 312),)),
+            f"echo '{ROW}, GPU-1'",
+            Smi("ok", "", (A100,)),
         ),
         (
             'if [ "$1" = -L ]; then echo "GPU 0: NVIDIA A100 (UUID: GPU-1)"\n'
             'echo "  MIG 3g.20gb     Device  0: (UUID: MIG-2)"\n'
-            f"else echo '{ROW}, Enabled'; fi",
-            Smi("ok", "", (Gpu(0, "NVIDIA A100-SXM4-40GB", "570.86.10", 40960, 312, True),), ("3g.20gb",)),
+            f"else echo '{ROW}, Enabled, GPU-1'; fi",
+            Smi("ok", "", (A100._replace(mig=True, slices=(Slice("3g.20gb", "MIG-2", 20 << 10),)),)),
         ),
         (
-            "echo '0, NVIDIA GB10, 580.126.09, [N/A], [N/A], [N/A]'",
+            "echo '0, NVIDIA GB10, 580.126.09, [N/A], [N/A], [N/A], [N/A]'",
             Smi("ok", "", (Gpu(0, "NVIDIA GB10", "580.126.09"),)),
         ),
         ("echo 'Failed to initialize NVML: Unknown Error'; exit 255", "unknown-error"),

@@ -1,6 +1,4 @@
-import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -33,7 +31,8 @@ def test_yolov5_gets_a_process_for_each_gpu(project: Project) -> None:
     options = {"device": "0,1,2,3", "batch_size": 64}
     engine.refuse("train", options)
     assert engine.call(Prepared("train", options, ["/w.pt"], None, Path("/r/e")), project).processes == 4
-    for wrong in ({"batch_size": -1}, {"batch_size": 30}, {"evolve": 300}, {"image_weights": True}):
+    engine.refuse("train", {"device": "0,1,2", "batch_size": -1})  # measured, as a multiple
+    for wrong in ({"batch_size": 30}, {"evolve": 300}, {"image_weights": True}):
         with pytest.raises(LabError):
             engine.refuse("train", {"device": "0,1,2,3", **wrong})
 
@@ -69,18 +68,17 @@ def test_yolov5u_gets_ultralytics_names() -> None:
     }
 
 
-def test_yolov5u_counts_gpus_among_those_it_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,3")
-    monkeypatch.syspath_prepend(str(CODE / "lab"))  # run as a script, it takes its own directory away again
-    from lab.run_yolov5u import narrow
-
-    request: dict[str, Any] = {"task": "train", "arguments": {"device": "3,1"}, "stored": {"device": "3,1"}}
-    narrow(request)
-    assert request == {"task": "train", "arguments": {"device": "0,1"}, "stored": {"device": "0,1"}}
-    assert os.environ["CUDA_VISIBLE_DEVICES"] == "3,1"
-    request = {"task": "train", "arguments": {"device": "cpu"}}
-    narrow(request)
-    assert request["arguments"] == {"device": "cpu"}
+@pytest.mark.parametrize("device", ["3,1", "GPU-8f2e,GPU-03c1"])
+def test_both_engines_count_gpus_among_those_that_cuda_is_shown(project: Project, device: str) -> None:
+    for task in ("train", "val"):
+        prepared = Prepared(task, {"device": device}, ["/w.pt"], None, Path("/r/e"))
+        one, other = (ENGINES[name].call(prepared, project).payload for name in ENGINES)
+        assert one["gpus"] == other["gpus"] == device
+        assert one["arguments"][one["arguments"].index("--device") + 1] == "0,1"
+        assert other["arguments"]["device"] == "0,1"
+    cpu = Prepared("train", {"device": "cpu"}, ["/w.pt"], None, Path("/r/e"))
+    payload = ENGINES["yolov5u"].call(cpu, project).payload
+    assert (payload["gpus"], payload["arguments"]["device"]) == ("", "cpu")
 
 
 @pytest.mark.parametrize(("task", "key"), [(task, key) for task, keys in LACKS.items() for key in keys])

@@ -76,9 +76,9 @@ def test_dockers_64_mb_of_shared_memory_feed_no_worker_at_640(monkeypatch: pytes
 
 def test_a_small_disk_is_refused_before_the_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(0, 0, 1 << 30))
-    limits.require_room(tmp_path, "yolov5n")
+    limits.require_room(tmp_path, limits.parameters_of("yolov5n"))
     with pytest.raises(LabError, match="1024 MiB free"):
-        limits.require_room(tmp_path, "yolov5x6")
+        limits.require_room(tmp_path, limits.parameters_of("yolov5x6"))
 
 
 def test_devices_without_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

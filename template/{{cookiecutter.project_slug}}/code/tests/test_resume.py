@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lab import child, cli, dataset, limits, record, report_run, resume, training
+from lab import batch, child, cli, dataset, limits, plan, record, report_run, resume, training
 from lab.engines import Call
 from lab.errors import FAILED, OUT_OF_MEMORY, LabError
 from lab.launch import Interrupted
@@ -219,6 +219,63 @@ def test_what_would_change_the_experiment_is_refused_by_name(
     assert f"takes {words.split(maxsplit=1)[0]} from the run itself" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("engine", ["yolov5", "yolov5u"])
+@pytest.mark.parametrize(
+    ("option", "stored"),
+    [
+        ("--img 128", {"imgsz": 128}),
+        ("--patience 3", {"patience": 3}),
+        ("--save-period 0", {"save_period": -1}),
+        ("--cache", {"cache": "ram"}),
+        ("--noval", {"noval": True, "val": False}),
+        ("--noplots", {"noplots": True, "plots": False}),
+    ],
+)
+def test_what_is_given_beside_resume_counts(
+    ready: Project, monkeypatch: pytest.MonkeyPatch, engine: str, option: str, stored: dict[str, Any]
+) -> None:
+    """In both engines' own words; the other one's word is not among them."""
+    directory = run_of(ready, engine=engine)
+    write_checkpoint(directory / "weights" / LAST, 2)
+    children = start(monkeypatch)
+    assert cli.main(["train", "--resume", *option.split()]) == 0
+    said = children.calls[0].payload["stored"]
+    assert {key: said[key] for key in stored if key in said}.items() <= stored.items()
+    assert set(stored) & set(said)
+    asked = resume.read_asked(directory)
+    assert asked is not None
+    key = option.split(maxsplit=1)[0].removeprefix("--").replace("-", "_").replace("img", "imgsz")
+    assert asked.options[key] in stored.values()
+
+
+@pytest.mark.parametrize("engine", ["yolov5", "yolov5u"])
+@pytest.mark.parametrize(
+    ("cfg", "size", "part"),
+    [
+        ("/models/yolov5n.yaml", "100", "--img 100 is not a multiple of 32, the model's stride: use 96 or 128"),
+        ("/models/yolov5n6.yaml", "96", "--img 96 is not a multiple of 64, the model's stride: use 64 or 128"),
+        ("yolov5n-p6.yaml", "96", "--img 96 is not a multiple of 64"),
+        ("/models/yolov5n.yaml", "0", "use 32 or 64"),
+    ],
+)
+def test_a_size_that_the_model_cannot_have_is_refused_beside_resume_too(
+    ready: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], engine: str, cfg: str,
+    size: str, part: str,
+) -> None:  # fmt: skip
+    directory = run_of(ready, engine=engine)
+    before = resume.read_asked(directory)
+    assert before is not None
+    resume.write_asked(directory, Asked(**{**vars(before), "cfg": cfg}))
+    write_checkpoint(directory / "weights" / LAST, 2)
+    children = start(monkeypatch)
+    assert cli.main(["train", "--resume", "--img", size]) == 2
+    assert part in capsys.readouterr().err
+    assert children.calls == []
+    kept = resume.read_asked(directory)
+    assert kept is not None
+    assert kept.options["imgsz"] == 96
+
+
 def test_a_kill_before_the_first_checkpoint_begins_anew(
     ready: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -414,6 +471,35 @@ def test_several_machines_do_not_halve_a_batch_alone(
     assert [call.meeting.nodes for call in children.calls] == [2]
 
 
+@pytest.mark.parametrize("engine", ["yolov5", "yolov5u"])
+def test_a_measured_batch_is_a_multiple_of_the_gpus(
+    ready: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], engine: str
+) -> None:
+    """Three GPUs: it was refused, because 16 is no multiple of 3."""
+    card = {"predicted": 8 << 30, "measured": 8 << 30, "total": 16 << 30}
+    found = [{"device": str(number), "batch": batch, **card} for number, batch in enumerate((21, 20, 22))]
+
+    def measure(call: Call, *_: Any) -> None:
+        Path(call.payload["result"]).write_text(json.dumps({"devices": found}), encoding="utf-8")
+
+    monkeypatch.setattr(training.devices, "gpu_nodes", lambda: ["/dev/nvidia0"])
+    monkeypatch.setattr(batch, "listed", lambda: [object()])
+    monkeypatch.setattr(batch, "run", measure)
+    monkeypatch.setattr(plan, "listed", lambda: ())
+    children = start(monkeypatch)
+    words = ["train", "--cfg", "yolov5n.yaml", "--engine", engine, "--workers", "0", "--device", "0,1,2"]
+    assert cli.main([*words, "--batch", "auto"]) == 0
+    assert "--batch auto: 60 (20 on each of 3 GPUs)" in capsys.readouterr().err
+    asked = resume.read_asked(ready.runs / "train" / "exp")
+    assert asked is not None
+    assert (asked.options["batch_size"], children.calls[0].processes) == (60, 3)
+
+
+@pytest.mark.parametrize(("ranks", "images"), [(1, 16), (3, 15), (5, 15), (24, 24)])
+def test_where_nothing_can_be_measured_it_is_a_multiple_too(ranks: int, images: int) -> None:
+    assert batch._without_gpu(ranks).batch == images
+
+
 def test_several_machines_do_not_measure_a_batch(ready: Project, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["train", "--batch", "auto", "--device", "0", "--nodes", "2", "--rdzv", "127.0.0.1:29500"]) == 2
     assert "--batch auto measures the GPUs of one machine" in capsys.readouterr().err
@@ -449,14 +535,16 @@ def test_one_image_that_does_not_fit_is_the_end(
     assert capsys.readouterr().err.splitlines()[-1] == "lab: no memory"
 
 
-@pytest.mark.parametrize(("device", "seen"), [("1,3", "1,3"), ("", "0,2"), ("cpu", "0,2")])
-def test_the_first_kernel_runs_on_the_gpu_that_was_asked_for(
-    monkeypatch: pytest.MonkeyPatch, device: str, seen: str
+@pytest.mark.parametrize(("gpus", "seen"), [("1,3", "1,3"), ("GPU-8f2e,GPU-03c1", "GPU-8f2e,GPU-03c1"), ("", None)])
+def test_cuda_looks_at_the_gpus_that_were_asked_for_before_the_engine_does(
+    monkeypatch: pytest.MonkeyPatch, gpus: str, seen: str | None
 ) -> None:
-    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=SimpleNamespace(is_available=lambda: False)))
+    looked: list[str] = []
+    cuda = SimpleNamespace(is_available=lambda: looked.append(os.environ["CUDA_VISIBLE_DEVICES"]))
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,2")
-    child.prove_kernels(device)
-    assert os.environ["CUDA_VISIBLE_DEVICES"] == seen
+    child.show_gpus(gpus)
+    assert looked == ([seen] if seen else [])
 
 
 class OutOfMemoryError(RuntimeError):

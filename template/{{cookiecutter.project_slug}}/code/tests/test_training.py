@@ -61,13 +61,14 @@ def test_a_seed_repeats_a_run_and_a_finished_run_is_trained_longer(engine: str, 
     one, two = (project.runs / "train" / name for name in ("one", "two"))
     assert results(one) == results(two)
     assert list(one.glob("events.out.tfevents.*"))
-    said = train("--resume", "runs/train/one", "--epochs", "3", "--batch", "4", "--patience", "7")
+    said = train("--resume", "runs/train/one", "--epochs", "3", "--batch", "4", "--patience", "7", "--img", "96")
     assert "after 2 of 3 epochs" in said
     assert results(one)[:2] == results(two)
     assert len(results(one)) == 3
+    assert "Image sizes 96 train, 96 val" in said  # the engine's own words
     file, key = ("opt.yaml", "batch_size") if engine == "yolov5" else ("args.yaml", "batch")
     stored = yaml.safe_load((one / file).read_text(encoding="utf-8"))
-    assert (stored[key], stored["epochs"], stored["patience"]) == (4, 3, 7)
+    assert (stored[key], stored["epochs"], stored["patience"], stored["imgsz"]) == (4, 3, 7, 96)
 
 
 def epochs_saved(run: Path) -> int:

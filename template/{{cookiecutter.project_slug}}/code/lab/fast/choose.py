@@ -229,7 +229,7 @@ def _gpu_left(seen: plan.Facts) -> int | None:
     if seen.batch < 1:  # --batch auto fills what images that take a tenth leave
         return least // 10
     amp = not plan.no_amp(seen)
-    return least - int(plan.memory_gib(seen.model, _of_each(seen), seen.imgsz, amp) * plan.GIB)
+    return least - int(plan.memory_gib(seen.model, _of_each(seen), seen.imgsz, amp, seen.parameters) * plan.GIB)
 
 
 def _of_each(seen: plan.Facts) -> int:
