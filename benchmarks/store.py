@@ -183,9 +183,9 @@ def main() -> None:
         bare_rates, builds, others = [], [], []
         for _ in range(ROUNDS):  # in turn: what slows the machine slows them alike
             bare_rates.append(step("bare", place / "large"))
-            builds.append(_fresh(place, "large"))
             if asked.beside:
                 others.append(_fresh(place, "large", asked.beside))
+            builds.append(_fresh(place, "large"))  # what follows goes on with it
         figures["bare_images_per_second_of_one_core"] = {
             what: max(rates[what] for rates in bare_rates) for what in bare_rates[0]
         }

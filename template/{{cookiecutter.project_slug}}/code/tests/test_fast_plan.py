@@ -79,10 +79,11 @@ def test_images_live_on_the_gpu_by_their_real_size() -> None:
 
 def test_no_more_is_locked_than_there_is_room_for() -> None:
     batch = 64 * 4 * 3 * 640**2  # 300 MiB, for which torch takes 512
-    assert pinned_slots(batch, 3, None) == pinned_slots(batch, 3, 64 * GIB) == 3
-    assert pinned_slots(batch, 3, 3 * 512 << 20) == 3
-    assert pinned_slots(batch, 3, (3 * 512 << 20) - 1) == 2
-    assert pinned_slots(batch, 3, 384 << 20) == 0
+    assert pinned_slots([batch], 3, None) == pinned_slots([batch], 3, 64 * GIB) == 3
+    assert pinned_slots([batch], 3, 3 * 512 << 20) == 3
+    assert pinned_slots([batch], 3, (3 * 512 << 20) - 1) == 2
+    assert pinned_slots([batch], 3, 384 << 20) == 0
+    assert pinned_slots([batch, 3 << 20], 3, 2 * 516 << 20) == 2
 
 
 def test_what_painting_takes_grows_with_the_batch() -> None:

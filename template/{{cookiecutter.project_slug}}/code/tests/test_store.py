@@ -6,6 +6,8 @@ import os
 import pickle
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -24,7 +26,7 @@ from lab.fast.store import Store
 from lab.fast.store_build import build, lacking, verify
 from lab.fast.store_decode import Recipe, decode, recipe_of
 from lab.fast.store_files import open_store
-from lab.project import Project
+from lab.project import CODE, Project
 
 RECIPE = Recipe(64)
 
@@ -164,6 +166,19 @@ def test_an_unchanged_store_is_only_opened(cache: Path, paths: list[str]) -> Non
     assert (heard.total, heard.sentences) == (0, [])
     assert (second.directory, second.generation) == (first.directory, first.generation)
     assert right(second, paths)
+
+
+def test_building_does_not_wait_for_numpys_masked_arrays(cache: Path, paths: list[str]) -> None:
+    program = f"""
+import sys
+from pathlib import Path
+from lab.fast.store_build import build
+from lab.fast.store_decode import Recipe
+for count in (20, 25):
+    build(Path({str(cache)!r}), "x", {paths!r}[:count], Recipe(64), 1)
+assert "numpy.ma" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": str(CODE)}, check=True)
 
 
 def test_a_touched_file_is_not_decoded_again(cache: Path, paths: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

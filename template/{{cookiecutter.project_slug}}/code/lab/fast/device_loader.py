@@ -254,7 +254,7 @@ class DeviceLoader:
         each = [self.shape.size] if self.resident else [self.shape.size, size]
         if room is None and self._cuda:
             room = limits.pinnable()
-        pinned = plan.pinned_slots(sum(map(plan.taken, each)), slots, room)
+        pinned = plan.pinned_slots(each, slots, room)
         if not pinned:
             say(
                 f"Uploads wait for the GPU, which is slower: a batch may take {sum(each) >> 20} MiB, too much to be "

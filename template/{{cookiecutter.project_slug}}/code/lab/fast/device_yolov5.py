@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -46,7 +47,8 @@ def install(speed: Mapping[str, Any]) -> None:
 
 
 def _say(sentence: str) -> None:
-    print(f"lab: {sentence}", file=sys.stderr, flush=True)
+    if os.environ.get("RANK", "0") == "0":
+        print(f"lab: {sentence}", file=sys.stderr, flush=True)
 
 
 class TrainLoader(EngineLoader):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -110,12 +111,12 @@ def painting_bytes(pictures: int, side: int, mixup: bool = False, resident: bool
     return max(UNFUSED, UNFUSED_PIXEL * side**2) + pictures * (PAINTED * picture + copied)
 
 
-def pinned_slots(size: int, wanted: int, room: int | None) -> int:
-    """How many buffers of `size` bytes may be locked in main memory: `wanted`, or as many as `room` bytes hold, or 0.
+def pinned_slots(sizes: Sequence[int], wanted: int, room: int | None) -> int:
+    """How many slots of buffers of these bytes may be locked in main memory: `wanted`, or what `room` holds, or 0.
 
-    torch takes a power of two for each. None: nothing is known of the room.
+    None: nothing is known of the room.
     """
-    return wanted if room is None else min(wanted, room // taken(size))
+    return wanted if room is None else min(wanted, room // sum(map(taken, sizes)))
 
 
 def taken(size: int) -> int:

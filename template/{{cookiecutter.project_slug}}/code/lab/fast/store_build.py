@@ -290,7 +290,9 @@ def _merged(base: Index, wanted: Paths, stamps: Any) -> tuple[Index, Any]:
     todo = np.flatnonzero(differs | (entries["state"] == WAITING))
     entries["size"][todo] = stamps[todo, 0]  # so that this store is found by them while they are under way
     entries["mtime"][todo] = AGAIN
-    others = np.setdiff1d(np.arange(len(base.paths)), rows)
+    left = np.ones(len(base.paths), bool)
+    left[rows[there]] = False
+    others = np.flatnonzero(left)
     return replace(
         base,
         generation=base.generation + 1,
