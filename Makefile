@@ -22,7 +22,7 @@ lint: $(VENV)/ready
 	$(BIN)/ruff format --config pyproject.toml --check . template/*/docker/download-wheels
 	$(BIN)/mypy
 	$(BIN)/mypy --ignore-missing-imports "template/{{cookiecutter.project_slug}}/code/lab"
-	$(BIN)/shellcheck .ci/run tests/newest-python tests/e2e/docker-stub benchmarks/gpu.sh benchmarks/gpu-pack template/*/docker/{install-apt,install-torch,install-wheels,lock,drop-unused,entrypoint,healthy,sbom,start-jupyter,start-ssh,with-host-ca} template/*/.devcontainer/host-setup
+	$(BIN)/shellcheck .ci/run tests/newest-python tests/e2e/docker-stub benchmarks/gpu.sh benchmarks/gpu-pack template/*/docker/{install-apt,install-onnxruntime,install-torch,install-wheels,lock,drop-unused,entrypoint,healthy,sbom,start-jupyter,start-serve,start-ssh,with-host-ca} template/*/.devcontainer/host-setup
 
 e2e: $(VENV)/ready ## generate, open with the Dev Container CLI, train, export; needs Docker, Compose 2, the CLI
 	$(BIN)/python -m pytest tests/e2e --durations=0 -rs

@@ -31,7 +31,7 @@ def measure(engine: str, wanted: argparse.Namespace) -> dict[str, Any]:
     name = f"batch-auto-{engine}"
     words = ["--engine", engine, "--cfg", f"{wanted.model}.yaml", "--weights", "", "--name", name, "--exist-ok"]
     words += ["--data", "data/batch-auto/data.yaml", "--img", str(wanted.img), "--batch", "auto", "--epochs", "3"]
-    lab(["train", *words, "--device", wanted.device, "--noplots", "--cache", "ram"])
+    lab(["train", *words, "--device", wanted.device, "--noplots"])
     asked = json.loads(Path("runs/train", name, "request.json").read_text(encoding="utf-8"))
     plan, attempts = asked["plan"], asked["attempts"]
     off = plan["predicted_bytes"] / plan["peak_bytes"] - 1

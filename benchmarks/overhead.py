@@ -1,13 +1,14 @@
-"""What does `lab train --plain` cost against running YOLOv5's own train.py by hand? Pairs in turn, in one run.
+"""What does `lab train --plain` cost against running YOLOv5's own train.py by hand? Epochs in turn, in one run.
 
     docker run --rm -v PROJECT:/workspace -v "$PWD/benchmarks":/benchmarks -w /workspace IMAGE \\
         python /benchmarks/overhead.py --result /benchmarks/results/overhead.json
 
-Inside the container, in a project with YOLOv5's source (`lab fetch`). The same model, pictures, options, seed, threads
-and environment for both. As ratios within a pair: the whole command, and an epoch in steady state, from the first line
-of results.csv to the last one, validation and checkpoint included; each by the clock and in processor seconds, which
-others on the machine disturb less. What our side does while the training runs is measured by itself: processor seconds
-of the `lab` process in an epoch, and what fsync adds to writing a checkpoint.
+Inside the container, in a project with YOLOv5's source (`lab fetch`). The same model, pictures, options, seed and
+environment for both, one thread each. Both trainings live at the same time and take turns of one epoch, validation and
+checkpoint included: while one computes, all processes of the other are stopped, so a pair of epochs lies seconds apart.
+Compared are processor seconds, of all processes, which others on the machine disturb less than the clock; a pair's
+ratio, their mean and its 95 % confidence interval, from the spread over the pairs. What the `lab` process itself takes
+while the training runs is in it, and told by itself too; so are start and end of the whole command.
 """
 
 from __future__ import annotations
@@ -15,88 +16,89 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime
+import itertools
 import json
+import math
 import os
 import platform
-import resource
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
-from statistics import median
+from statistics import mean, median, stdev
 from typing import Any
 
 import psutil
 
 OPTIONS = "--weights= --cfg yolov5n.yaml --hyp {hyp} --data {data} --img {img} --batch 8 --workers 0 --noplots"
 OPTIONS += " --device cpu --epochs {epochs}"
-POLL = 0.02  # seconds between looks at results.csv
+ARMS = ("hand", "lab")
+POLL = 0.01  # seconds between looks at results.csv
+WARM = 2  # epochs of each that do not count: memory is taken, caches fill
+CONFIDENCE = 1.96  # standard errors: 95 %, for some dozens of pairs
+DEADLINE = 120.0  # seconds that an epoch may take
 
 
-def measured(command: list[str], cwd: Path, environment: dict[str, str], results: Path, log: Path) -> dict[str, float]:
-    """Run `command`; seconds of the whole, processor seconds of all its processes and of itself, seconds an epoch."""
-    before, begun, size = _spent(), time.monotonic(), 0
-    ends: list[tuple[float, float, float]] = []  # the clock, processor seconds of all and of the command's own process
-    with log.open("wb") as out:
-        process = subprocess.Popen(command, cwd=cwd, env=environment, stdout=out, stderr=subprocess.STDOUT)
-        watched = psutil.Process(process.pid)
-        while process.poll() is None:
+class Training:
+    """A training in processes of its own, that is stopped whenever it is not its turn."""
+
+    def __init__(self, command: list[str], cwd: Path, environment: dict[str, str], results: Path, log: Path) -> None:
+        self.results, self.log = results, log
+        with log.open("wb") as out:
+            self.process = subprocess.Popen(command, cwd=cwd, env=environment, stdout=out, stderr=subprocess.STDOUT)
+        self.own = psutil.Process(self.process.pid)
+
+    def everyone(self) -> list[psutil.Process]:
+        """Its processes, the first one first."""
+        return [self.own, *self.own.children(recursive=True)]
+
+    def signal(self, number: signal.Signals) -> None:
+        """To all of them."""
+        for process in self.everyone():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
+
+    def epoch(self) -> dict[str, float]:
+        """Let it run to the end of its next epoch. Processor seconds so far: of all its processes, and of the first."""
+        before, until = self._size(), time.monotonic() + DEADLINE
+        self.signal(signal.SIGCONT)
+        while self._size() == before:
+            if self.process.poll() is not None or time.monotonic() > until:
+                raise SystemExit(f"{self.log.read_text(errors='replace')[-2000:]}\nno further epoch")
             time.sleep(POLL)
-            now = results.stat().st_size if results.is_file() else 0
-            if now != size:
-                size = now
-                with contextlib.suppress(psutil.Error):
-                    ends.append((time.monotonic(), _used(watched, *watched.children(recursive=True)), _used(watched)))
-    wall = time.monotonic() - begun
-    if process.returncode or len(ends) < 3:
-        raise SystemExit(f"{' '.join(command)} failed; see {log}")
-    epoch, epoch_cpu, epoch_own = (
-        (last - first) / (len(ends) - 1) for first, last in zip(ends[0], ends[-1], strict=True)
-    )
-    return {
-        "wall_s": wall,
-        "cpu_s": _spent() - before,
-        "epoch_s": epoch,
-        "epoch_cpu_s": epoch_cpu,
-        "epoch_own_cpu_s": epoch_own,
-        "start_and_end_s": wall - epoch * len(ends),
-    }
+        self.signal(signal.SIGSTOP)
+        return {"all": used(*self.everyone()), "own": used(self.own)}
+
+    def finish(self) -> None:
+        """Let it run to its end."""
+        self.signal(signal.SIGCONT)
+        if self.process.wait():
+            raise SystemExit(f"{self.log.read_text(errors='replace')[-2000:]}\nfailed")
+
+    def end(self) -> None:
+        """Whatever its state."""
+        if self.process.poll() is None:
+            for process in reversed(self.everyone()):
+                process.kill()
+            self.process.wait()
+
+    def _size(self) -> int:
+        return self.results.stat().st_size if self.results.is_file() else 0
 
 
-def _used(*processes: psutil.Process) -> float:
-    """Processor seconds of running processes."""
-    return sum(times.user + times.system for times in (process.cpu_times() for process in processes))
-
-
-def _spent() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
-
-
-def fsync_cost(directory: Path, mebibytes: int = 15) -> dict[str, float]:
-    """Seconds that a checkpoint of this size takes to write, and to write and fsync; medians of nine."""
-    content, plain, synced = os.urandom(mebibytes << 20), [], []
-    for number in range(18):
-        file = directory / f"checkpoint-{number}"
-        begun = time.monotonic()
-        with file.open("wb") as opened:
-            opened.write(content)
-            if number % 2:
-                opened.flush()
-                os.fsync(opened.fileno())
-        (synced if number % 2 else plain).append(time.monotonic() - begun)
-        file.unlink()
-    return {"mebibytes": mebibytes, "written_s": median(plain), "synced_s": median(synced)}
+def used(*processes: psutil.Process) -> float:
+    """Processor seconds of running processes, and of those that they have ended."""
+    return sum(sum(process.cpu_times()[:4]) for process in processes)
 
 
 def main() -> None:
-    """Measure, print, and write the result after every pair."""
+    """Measure, print, and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--epochs", type=int, default=6)
-    parser.add_argument("--images", type=int, default=320)
+    parser.add_argument("--pairs", type=int, default=40)
+    parser.add_argument("--images", type=int, default=200, help="a fifth of them is for validation")
     parser.add_argument("--img", type=int, default=128)
     parser.add_argument("--result", type=Path)
     asked = parser.parse_args()
@@ -108,59 +110,60 @@ def main() -> None:
     from lab.project import open_project  # noqa: PLC0415
 
     data, runs, source = project / "data" / "overhead", project / "runs" / "overhead", project / "code" / "yolov5"
-    shutil.rmtree(data, ignore_errors=True)
+    for place in (data, runs):
+        shutil.rmtree(place, ignore_errors=True)
     demo.make(demo.Recipe(images=asked.images, size=asked.img, shapes=(1, 2), radius=(0.16, 0.26)), data)
     hyp = source / "data" / "hyps" / "hyp.scratch-low.yaml"
-    words = OPTIONS.format(hyp=hyp, data=data / "data.yaml", img=asked.img, epochs=asked.epochs).split()
-    steps = len(list((data / "images" / "train").iterdir())) / 8
-    pairs: list[dict[str, Any]] = []
+    epochs = WARM + asked.pairs
+    words = OPTIONS.format(hyp=hyp, data=data / "data.yaml", img=asked.img, epochs=epochs + 1).split()
     with tempfile.TemporaryDirectory() as scratch:
-        environment = child_environment(open_project(), Path(scratch))
+        one_thread = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        environment = {**child_environment(open_project(), Path(scratch)), **one_thread}
         absolute = Path(scratch) / "data.yaml"
         absolute.write_text((data / "data.yaml").read_text().replace("path: .", f"path: {data}"))
         by_hand = [str(absolute) if word == str(data / "data.yaml") else word for word in words]
-        arms = {
-            "hand": ([sys.executable, "train.py", *by_hand, "--exist-ok", "--project", str(runs)], source),
-            "lab": ([sys.executable, "-m", "lab", "train", *words, "--plain", "--engine", "yolov5"], project),
-        }
-        arms["lab"][0].extend(["--project", str(runs)])
-        for number in range(asked.pairs + 1):  # the first one warms the caches and does not count
-            pair: dict[str, Any] = {}
-            for name in ("hand", "lab") if number % 2 else ("lab", "hand"):
-                shutil.rmtree(runs / name, ignore_errors=True)
-                command, cwd = arms[name]
-                more = {"PYTHONPATH": str(project / "code")} if name == "lab" else {}
-                log = Path(scratch) / f"{name}.log"
-                pair[name] = measured(
-                    [*command, "--name", name], cwd, {**environment, **more}, runs / name / "results.csv", log
-                )
-            if number:
-                pairs.append(pair)
-            print(
-                json.dumps({name: {k: round(v, 3) for k, v in one.items()} for name, one in pair.items()}), flush=True
-            )
-            if pairs:
-                said = result(pairs, steps, asked, fsync_cost(runs))
-                if asked.result:
-                    asked.result.write_text(json.dumps(said, indent=1) + "\n")
+        commands = {
+            "hand": ([sys.executable, "train.py", *by_hand, "--exist-ok"], source, environment),
+            "lab": (
+                [sys.executable, "-m", "lab", "train", *words, "--plain", "--engine", "yolov5"], project,
+                {**environment, "PYTHONPATH": str(project / "code")},
+            ),
+        }  # fmt: skip
+        trainings: dict[str, Training] = {}
+        try:
+            for name, (command, cwd, variables) in commands.items():
+                more = ["--project", str(runs), "--name", name]
+                results, log = runs / name / "results.csv", Path(scratch) / f"{name}.log"
+                trainings[name] = Training([*command, *more], cwd, variables, results, log)
+                trainings[name].signal(signal.SIGSTOP)
+            spent: dict[str, list[dict[str, float]]] = {name: [] for name in ARMS}
+            for number in range(epochs):
+                for name in ARMS if number % 2 else reversed(ARMS):
+                    spent[name].append(trainings[name].epoch())
+                print(f"epoch {number + 1} of {epochs}", file=sys.stderr, flush=True)
+            for training in trainings.values():
+                training.finish()
+        finally:
+            for training in trainings.values():
+                training.end()
+    said = result(spent, asked)
+    if asked.result:
+        asked.result.write_text(json.dumps(said, indent=1) + "\n")
     print(json.dumps(said["overhead"], indent=1))
 
 
-def result(
-    pairs: list[dict[str, Any]], steps: float, asked: argparse.Namespace, checkpoint: dict[str, float]
-) -> dict[str, Any]:
-    """All pairs, and the medians over them."""
+def result(spent: dict[str, list[dict[str, float]]], asked: argparse.Namespace) -> dict[str, Any]:
+    """The overhead, from processor seconds after each epoch of both."""
     import torch  # noqa: PLC0415
 
-    def ratios(key: str) -> list[float]:
-        return sorted(pair["lab"][key] / pair["hand"][key] - 1 for pair in pairs)
+    def epochs(name: str, whose: str) -> list[float]:
+        at = [one[whose] for one in spent[name]][WARM - 1 :]
+        return [later - earlier for earlier, later in itertools.pairwise(at)]
 
-    def middle(key: str) -> dict[str, float]:
-        found = ratios(key)
-        return {"median": round(median(found), 4), "least": round(found[0], 4), "most": round(found[-1], 4)}
-
-    hand = {key: median(pair["hand"][key] for pair in pairs) for key in pairs[0]["hand"]}
-    ours = {key: median(pair["lab"][key] for pair in pairs) for key in pairs[0]["lab"]}
+    hand, ours, own = epochs("hand", "all"), epochs("lab", "all"), epochs("lab", "own")
+    ratios = [mine / its - 1 for mine, its in zip(ours, hand, strict=True)]
+    error = CONFIDENCE * stdev(ratios) / math.sqrt(len(ratios))
+    first = {name: spent[name][0]["all"] for name in ARMS}
     return {
         "what": "lab train --plain against YOLOv5's train.py by hand",
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
@@ -169,18 +172,17 @@ def result(
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "options": {key: value for key, value in vars(asked).items() if key != "result"},
         "overhead": {
-            "epoch in steady state": middle("epoch_s"),
-            "epoch in steady state, processor seconds": middle("epoch_cpu_s"),
-            "whole command": middle("wall_s"),
-            "whole command, processor seconds": middle("cpu_s"),
-            "start and end, seconds": round(ours["start_and_end_s"] - hand["start_and_end_s"], 2),
-            "start and end, share of the whole command by hand": round(hand["start_and_end_s"] / hand["wall_s"], 3),
-            "of an epoch's processor seconds, the lab process": round(ours["epoch_own_cpu_s"] / ours["epoch_cpu_s"], 4),
+            "of an epoch's processor seconds": {
+                "mean": round(mean(ratios), 4), "from": round(mean(ratios) - error, 4),
+                "to": round(mean(ratios) + error, 4), "median": round(median(ratios), 4), "pairs": len(ratios),
+            },
+            "of an epoch's processor seconds, the lab process itself": round(sum(own) / sum(ours), 4),
+            "processor seconds up to the end of the first epoch": {name: round(one, 2) for name, one in first.items()},
         },
-        "seconds a step": {"hand": hand["epoch_s"] / steps, "lab": ours["epoch_s"] / steps},
-        "checkpoint": checkpoint,
-        "pairs": pairs,
-    }
+        "processor seconds of an epoch": {
+            name: [round(one, 3) for one in found] for name, found in (("hand", hand), ("lab", ours))
+        },
+    }  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -98,6 +98,27 @@ def test_the_gpus_measurement_tells_its_use(words: list[str]) -> None:
     assert "benchmarks/gpu.sh [--quick | --techniques]" in done.stderr
 
 
+def test_every_figure_has_its_result_and_its_command() -> None:
+    page = (ROOT / "benchmarks/README.md").read_text(encoding="utf-8").partition("## The rest")[2]
+    lines = [line.strip("| \n").split(" | ") for line in page.splitlines() if line.startswith("| ")][1:]
+    assert len(lines) > 10
+    for what, figure, *others in lines:
+        row = " ".join([figure, *others])
+        command = others[-1]
+        assert command == "the same" or re.search(r"`(make bench|.*benchmarks?/\w+\.py.*)`", command), what
+        results = re.findall(r"`(results/[\w-]+\.json)`", row)
+        assert results or command == "the same" or figure.startswith("not measured"), what
+        for name in results:
+            assert (ROOT / "benchmarks" / name).is_file(), name
+
+
+def test_the_gpus_measurement_needs_no_pip_and_tries_the_gpus_loader_without_a_gpu() -> None:
+    script = (ROOT / "benchmarks/gpu.sh").read_text(encoding="utf-8")
+    assert "-m pip" not in script
+    quick = script.partition("\nquick*)\n")[2].partition(";;")[0]
+    assert re.search(r"^    epochs .*--path device$", quick, re.M)
+
+
 def test_the_parts_of_a_gpus_measurement_fit_into_its_time() -> None:
     script = (ROOT / "benchmarks/gpu.sh").read_text(encoding="utf-8")
     parts = {kind: script.partition(f"\n{kind})\n")[2].partition(";;")[0] for kind in ("gpu", "gpu--techniques")}

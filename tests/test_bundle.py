@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -256,6 +257,24 @@ def test_a_whole_bundle(made):
     assert removed == [["image", "rm", build[build.index("--tag") + 1]]]
 
 
+def test_a_bundle_for_the_gpu_service_holds_its_onnxruntime(made):
+    assert made.calls("run")[0].count("ONNXRUNTIME") == 1
+    made.compose(ONNXRUNTIME="gpu")
+    said = made.refused(made.verify(), 1)
+    assert said.startswith("verify-bundle: docker/onnxruntime-cu12.lock, docker/onnxruntime-cu13.lock changed since")
+    assert made.make() == 0
+    assert {"docker/onnxruntime-cu12.lock", "docker/onnxruntime-cu13.lock"} <= set(made.manifest()["recipes"])
+    assert made.verify() == 0
+
+
+def test_what_the_build_looked_for_is_counted(made):
+    steps = [f"#{step} 0.1 look-ups and connects of this step: {count}\n" for step, count in ((7, 0), (8, 2), (9, 1))]
+    made.engine("build", "".join(steps))
+    assert made.verify() == 0
+    said = made.capsys.readouterr().out
+    assert re.search(r"built with the network cut \(\d+ s\); look-ups and connects: 3$", said, re.MULTILINE)
+
+
 def test_no_bundle(bench):
     assert "there is no wheelhouse/manifest.json: run `make bundle`" in bench.refused(bench.verify(), 1)
 
@@ -318,7 +337,10 @@ def test_a_bundle_for_another_python(made):
     ("says", "sentence"),
     [
         ({"build": "#8 wheelhouse: not all of it is there, asking the package index"}, "the image asked the network"),
-        ({"build": "#8 1.2 no room\n", "build-status": "1"}, "cannot be built with the network cut (no room): run"),
+        (
+            {"build": "#8 1.2 no room\n#8 1.3 look-ups and connects of this step: 0\n", "build-status": "1"},
+            "cannot be built with the network cut (no room): run",
+        ),
         ({"smoke-status": "1"}, "lab smoke failed without a network"),
         ({"smoke": "ok\n--- look-ups and connects ---\n7 lookup near.example x\n"}, "it looked for near.example"),
     ],
@@ -340,6 +362,19 @@ def test_opening_loads_the_base_image_into_an_engine_that_lacks_it(made):
             ["--input", str(made.folder / "wheelhouse" / ARCHIVE)]
         ] * loads
     assert "came from wheelhouse/" in made.capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("content", "said"), [("an imagf", "is damaged"), ("an", "has 2 bytes instead of 8")])
+def test_a_damaged_base_image_is_not_loaded(made, content, said):
+    """The engine would take it, with whatever names stand in it."""
+    made.engine("no-image", "")
+    (made.folder / "wheelhouse" / ARCHIVE).write_text(content)
+    assert setup.run(made.folder, None, CATALOGUE, facts()) == 0
+    assert made.calls("load") == []
+    told = made.capsys.readouterr().out
+    assert f"the base image is not loaded, because {ARCHIVE} {said}: run `make bundle` again" in told
+    assert made.refused(made.verify(), 1).startswith(f"verify-bundle: {ARCHIVE} {said}")
+    assert made.calls("load") == []
 
 
 def test_opening_tells_that_the_bundle_is_for_another_build(made):

@@ -1,8 +1,9 @@
-"""cluster/ of a generated project: the sbatch file as bash, the Kubernetes file against the schemas and itself."""
+"""cluster/ of a generated project: the sbatch file as bash, the Kubernetes files against the schemas and themselves."""
 
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import shlex
 import sys
@@ -95,7 +96,96 @@ def test_the_names_fit_the_longest_project(bake: Bake) -> None:
     found = objects(bake(project_slug=slug))
     claim = found["Job"]["spec"]["template"]["spec"]["volumes"][0]["persistentVolumeClaim"]["claimName"]
     assert claim == slug
+    assert patched(train_job(bake(project_slug=slug)))["volumes"][0]["persistentVolumeClaim"]["claimName"] == slug
     assert re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", claim)
+
+
+def train_job(project: Path) -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load((project / "cluster/trainjob.yaml").read_text(encoding="utf-8"))
+    return found
+
+
+def patched(job: dict[str, Any]) -> dict[str, Any]:
+    """What the file adds to the pods of the runtime torch-distributed, whose one job and container are called node."""
+    (patch,) = job["spec"]["runtimePatches"]
+    (node,) = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
+    assert patch["manager"]
+    assert node["name"] == "node"
+    pod: dict[str, Any] = node["template"]["spec"]["template"]["spec"]
+    return pod
+
+
+# what Trainer 2.3 takes; Kubernetes drops whatever else stands there, without a word
+TRAIN_JOB = {"runtimeRef", "trainer", "runtimePatches", "initializer", "suspend", "managedBy", "activeDeadlineSeconds"}
+TRAINER = {"image", "command", "args", "env", "numNodes", "resourcesPerNode"}
+POD = {
+    *("affinity", "containers", "imagePullSecrets", "initContainers", "nodeSelector", "schedulingGates", "volumes"),
+    *("securityContext", "serviceAccountName", "terminationGracePeriodSeconds", "tolerations"),
+}
+
+
+def test_the_train_job_is_one_that_kubeflow_takes(bake: Bake) -> None:
+    job = train_job(bake())
+    assert (job["apiVersion"], job["kind"]) == ("trainer.kubeflow.org/v1alpha1", "TrainJob")
+    assert job["spec"]["runtimeRef"] == {
+        "apiGroup": "trainer.kubeflow.org",
+        "kind": "ClusterTrainingRuntime",
+        "name": "torch-distributed",
+    }
+    assert set(job["spec"]) <= TRAIN_JOB
+    assert set(job["spec"]["trainer"]) <= TRAINER
+    pod = patched(job)
+    assert set(pod) <= POD
+    (container,) = pod["containers"]
+    assert set(container) <= {"name", "env", "securityContext", "volumeMounts"}
+    assert container["name"] == "node"
+    # set by the Trainer itself, which refuses a TrainJob that sets them
+    assert not [one["name"] for one in job["spec"]["trainer"]["env"] if one["name"].startswith("PET_")]
+
+
+def test_the_train_job_is_the_kubernetes_job_in_other_words(bake: Bake) -> None:
+    """Image, data, options, memory, user and disk are the same, so that what is tried with one goes with the other."""
+    project = bake()
+    job, pod = train_job(project), patched(train_job(project))
+    trainer, (container,) = job["spec"]["trainer"], pod["containers"]
+    theirs = objects(project)["Job"]["spec"]["template"]["spec"]
+    (its,) = theirs["containers"]
+    assert trainer["image"] == its["image"]
+    assert trainer["numNodes"] == objects(project)["Job"]["spec"]["completions"]
+    assert trainer["env"] == [one for one in its["env"] if one["name"] != "NODES"]
+    assert trainer["resourcesPerNode"] == its["resources"]
+    assert container["securityContext"] == its["securityContext"]
+    assert container["volumeMounts"] == its["volumeMounts"]
+    assert pod["volumes"] == theirs["volumes"]
+    assert pod["securityContext"] == theirs["securityContext"]
+    (rule,) = pod["affinity"]["podAntiAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    assert rule["labelSelector"]["matchLabels"] == {"jobset.sigs.k8s.io/jobset-name": job["metadata"]["name"]}
+
+
+@pytest.mark.parametrize("file", ["kubernetes", "trainjob"])
+def test_what_the_pods_run(bake: Bake, file: str, tmp_path: Path) -> None:
+    """The data file is given in one place, DATA, and both commands get it; blanks in its name do no harm."""
+    project = bake()
+    if file == "trainjob":
+        about = train_job(project)["spec"]["trainer"]
+        meeting, more = "--nodes 3 --device 0,1", {"PET_NNODES": "3"}
+    else:
+        (about,) = objects(project)["Job"]["spec"]["template"]["spec"]["containers"]
+        meeting, more = "--nodes 3 --rdzv lab-train-0.lab-train:29500 --device 0,1", {"NODES": "3"}
+    text = (project / f"cluster/{file}.yaml").read_text(encoding="utf-8")
+    assert len(re.findall(r"\bdata/\S+", text)) == 1
+    lab = tmp_path / "lab"
+    lab.write_text('#!/bin/bash\nprintf "[%s]" "$@"; echo\n', encoding="utf-8")
+    lab.chmod(0o755)
+    *shell, script = about["args"]
+    given = {"DEVICE": "0,1", "DATA": "data/my own/data.yaml", "TRAIN": "--epochs 3"}
+    surroundings = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", **given, **more}
+    done = run(*shell, script, env=surroundings)
+    words = "".join(f"[{word}]" for word in meeting.split()) + "[--data][data/my own/data.yaml]"
+    assert done.stdout.splitlines() == [
+        f"[preflight]{words}[--timeout][900]",
+        f"[train]{words}[--epochs][3]",
+    ], done.stderr
 
 
 @pytest.mark.skipif(

@@ -334,6 +334,14 @@ def test_text_names_every_check_once():
     assert "\033" in report.as_text(doctor.grouped(findings), colour=True)
 
 
+def test_both_doctors_say_the_same_of_a_check():
+    """Two copies, because the host's Python may be 3.8 and the container does not see .devcontainer everywhere."""
+    from lab import doctor_finding
+
+    assert doctor_finding.Finding._fields == Finding._fields
+    assert doctor_finding.Finding.__doc__ == Finding.__doc__
+
+
 def test_json_is_the_same_objects():
     findings = examine(facts("4090"))
     assert [Finding(**row) for row in json.loads(report.as_json(findings))] == findings
@@ -593,6 +601,57 @@ def test_gpus_by_cdi_alone(engine, cdi, level):
     assert found["toolkit.cdi-only"].level == level
     assert "CDI" in found["toolkit.cdi-only"].cause
     assert sum(finding.level == "fail" for finding in found.values()) == (level in {"fail", "skip"})
+
+
+@pytest.mark.parametrize(
+    ("version", "changes", "level"),
+    [
+        ("20.10.24+dfsg1", {}, "warn"), ("27.5.1", {}, "warn"), ("28.0.0", {}, "ok"), ("29.1.2", {}, "ok"),
+        ("", {}, "skip"), ("27.5.1", {"rootless": True}, "skip"), ("27.5.1", {"kind": "desktop"}, "skip"),
+        ("5.4.0", {"kind": "podman"}, "skip"), ("27.5.1", {"state": "down"}, "skip"),
+    ],
+)  # fmt: skip
+def test_what_reaches_a_port_of_127_0_0_1(version, changes, level):
+    docker = facts().docker._replace(version=version, **changes)
+    found = {finding.id: finding for finding in examine(facts(docker=docker))}["docker.neighbours"]
+    assert found.level == level
+    if level == "warn":
+        assert found.cause.startswith(f"Docker {version} lets machines of the same network segment reach")
+        assert "LAB_SERVE_TOKEN" in found.consequence
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "command"),
+    [
+        ("ubuntu", {}, "--only-upgrade docker.io"), ("ubuntu", {"docker_repository": True}, "--only-upgrade docker-ce"),
+        ("debian", {}, "get.docker.com"), ("fedora", {}, "dnf upgrade -y moby-engine"),
+    ],
+)  # fmt: skip
+def test_a_newer_engine_comes_from_where_the_old_one_came_from(family, changes, command):
+    old = facts().docker._replace(version="26.1.3")
+    found = failing(facts(docker=old, distribution=FAMILIES[family], **changes))
+    assert command in found["docker.neighbours"].command
+    snap = old._replace(root="/var/snap/docker/common/var-lib-docker")
+    assert failing(facts(docker=snap))["docker.neighbours"].command == "sudo snap refresh docker"
+
+
+@pytest.mark.parametrize(
+    ("claims", "level", "cause", "command"),
+    [
+        (None, "skip", "", ""),
+        ((0o041777, 1001), "ok", "", ""),
+        ((0o041777, 4321), "ok", "", ""),  # whoever opened the first project here made it
+        ((0o040777, 1001), "warn", "not sticky", "chmod 1777 /tmp/yolov5-devcontainer-ports"),
+        ((0o040777, 4321), "warn", "not sticky", "sudo chmod 1777 /tmp/yolov5-devcontainer-ports"),
+        ((0o040755, 4321), "warn", "not everybody", "sudo chmod 1777 /tmp/yolov5-devcontainer-ports"),
+        ((0o041755, 1001), "warn", "not everybody", "chmod 1777 /tmp/yolov5-devcontainer-ports"),
+        ((0o120777, 4321), "warn", "is no folder", "sudo rm -f /tmp/yolov5-devcontainer-ports"),
+    ],
+)
+def test_who_may_change_the_claims_of_ports(claims, level, cause, command):
+    found = {finding.id: finding for finding in examine(facts(claims=claims))}["ports.claims"]
+    assert (found.level, found.command) == (level, command)
+    assert cause in found.cause
 
 
 def test_a_container_that_lost_its_gpu():

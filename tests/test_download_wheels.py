@@ -139,3 +139,19 @@ def test_no_room_is_said_before_anything_is_fetched(script, server, tmp_path, mo
     assert script.main(["cu126="]) == 3
     assert "make room" in capsys.readouterr().err
     assert server.asked == []
+
+
+@pytest.mark.parametrize(
+    ("wish", "builds", "locks"),
+    [
+        ("cpu", ["cu128="], []),
+        ("gpu", ["cu128=", "cu126=https://x/cu126", "cpu=https://x/cpu"], ["onnxruntime cu12"]),
+        ("gpu", ["cu128=", "cu130=", "cu118="], ["onnxruntime cu12", "onnxruntime cu13"]),
+    ],
+)
+def test_onnxruntime_for_the_gpu_comes_along_when_asked_for(script, tmp_path, monkeypatch, wish, builds, locks):
+    parts = []
+    monkeypatch.setattr(script, "resolved", lambda *asked: parts.append(asked[3]) or [])
+    monkeypatch.setenv("ONNXRUNTIME", wish)
+    script.planned(builds, tmp_path, tmp_path)
+    assert [part for part in parts if part.startswith("onnxruntime")] == locks

@@ -150,12 +150,37 @@ def test_every_action_is_pinned_and_every_job_may_read_alone(bake: Bake) -> None
     for path in workflows(bake):
         said = yaml.safe_load(path.read_text(encoding="utf-8"))
         assert said["permissions"] == {}
-        assert said["concurrency"]
         for job in said["jobs"].values():
+            assert "concurrency" in said or "concurrency" in job
             assert job["permissions"] == {"contents": "read"}
             assert job["timeout-minutes"]
             for step in job["steps"]:
                 assert re.fullmatch(r"actions/[a-z-]+@[0-9a-f]{40}", step.get("uses", f"actions/x@{40 * '0'}"))
+
+
+def test_no_push_waits_for_a_training_nor_ends_one(bake: Bake) -> None:
+    said = yaml.safe_load((bake(ci="github") / ".github/workflows/train.yml").read_text())
+    assert "concurrency" not in said  # it would hold the check of a push back while the GPU trains for days
+
+    def group(job: str, event: str, ref: str, run: str) -> str:
+        """The expression, worked out as GitHub does: `a && b || c`."""
+        text: str = said["jobs"][job]["concurrency"]["group"]
+        chosen = ref if event == "pull_request" else run
+        text = text.replace("${{ github.event_name == 'pull_request' && github.ref || github.run_id }}", chosen)
+        text = text.replace("${{ github.ref }}", ref)
+        assert "$" not in text
+        return text
+
+    main, pull = ("push", "refs/heads/main"), ("pull_request", "refs/pull/7/merge")
+    assert group("smoke", *pull, "1") == group("smoke", *pull, "2")
+    assert group("smoke", *main, "1") != group("smoke", *main, "2")
+    by_hand = ("workflow_dispatch", "refs/heads/main")
+    assert group("train", *by_hand, "1") == group("train", *by_hand, "2")
+    assert not {group("smoke", *one, "1") for one in (main, pull, by_hand)} & {group("train", *by_hand, "1")}
+    assert said["jobs"]["train"]["concurrency"]["cancel-in-progress"] is False
+    gitlab = yaml.safe_load((bake(ci="gitlab") / ".gitlab-ci.yml").read_text())
+    assert (gitlab["train"]["interruptible"], gitlab[".cpu"]["interruptible"]) == (False, True)
+    assert [name for name, job in gitlab.items() if "resource_group" in job] == ["train"]
 
 
 def test_the_gitlab_pipeline_keeps_to_its_schema(bake: Bake) -> None:
@@ -167,7 +192,9 @@ def test_the_gitlab_pipeline_keeps_to_its_schema(bake: Bake) -> None:
 @pytest.mark.parametrize("dataset", ["demo", "own"])
 def test_both_kinds_of_ci_run_the_same_commands(bake: Bake, dataset: str) -> None:
     """So what tests/e2e/test_pipeline.py proves of the one holds for the other."""
-    github = yaml.safe_load((bake(ci="github", dataset=dataset) / ".github/workflows/train.yml").read_text())["jobs"]
+    place = bake(ci="github", dataset=dataset) / ".github/workflows"
+    github = yaml.safe_load((place / "train.yml").read_text())["jobs"]
+    github["ci"] = yaml.safe_load((place / "ci.yml").read_text())["jobs"]["smoke"]
     gitlab = yaml.safe_load((bake(ci="gitlab", dataset=dataset) / ".gitlab-ci.yml").read_text())
 
     def of_github(job: str) -> list[str]:
@@ -179,6 +206,7 @@ def test_both_kinds_of_ci_run_the_same_commands(bake: Bake, dataset: str) -> Non
         before = gitlab[gitlab[job]["extends"]]["before_script"] if "extends" in gitlab[job] else []
         return [*(line for line in before if not line.startswith("apk ")), *gitlab[job]["script"]]
 
+    assert of_github("ci") == of_gitlab("smoke")
     assert of_github("smoke") == of_gitlab("pipeline")
     assert of_github("train") == of_gitlab("train")
     commands = " ".join(of_github("smoke"))

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -544,6 +545,17 @@ def test_ports_that_are_taken(host):
     host.file("/proc/net/tcp6", f"{head}   0: {'0' * 32}:0016 {'0' * 32}:0000 0A 0\n")
     asked = (("TENSORBOARD_PORT", 6006), ("JUPYTER_PORT", 8888), ("SERVE_PORT", 8080), ("SSH_PORT", 22))
     assert look(needs=probe.Needs(ports=asked)).busy_ports == (("TENSORBOARD_PORT", 6006), ("SSH_PORT", 22))
+
+
+def test_the_claims_of_ports(host):
+    assert look().claims is None
+    place = host.root / "tmp" / "yolov5-devcontainer-ports"
+    place.mkdir(parents=True)
+    place.chmod(0o777)
+    assert look().claims == (0o040777, os.getuid())
+    place.rmdir()
+    place.symlink_to(host.root)  # not what it leads to
+    assert stat.S_ISLNK(look().claims[0])
 
 
 def test_a_real_port_that_is_taken():

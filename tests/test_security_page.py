@@ -84,6 +84,19 @@ def test_every_file_it_names_exists(made: Path, page: str) -> None:
     assert set(re.findall(r"make ([a-z]+)", page)) <= targets
 
 
+def test_what_ci_runs_in_is_named(bake: Bake) -> None:
+    """By its commit or, where only a tag is known, with the mend."""
+    github, gitlab = bake(ci="github"), bake(ci="gitlab")
+    said = yaml.safe_load((gitlab / ".gitlab-ci.yml").read_text(encoding="utf-8"))
+    images = {said[".cpu"]["image"], *said[".cpu"]["services"]}
+    trusted = (gitlab / "docs/security.md").read_text(encoding="utf-8").split("## What is trusted")[1]
+    assert images == set(re.findall(r"`(docker:[\w.-]+)`", trusted))
+    trusted = (github / "docs/security.md").read_text(encoding="utf-8").split("## What is trusted")[1]
+    assert "The actions of `.github/workflows`: each by its commit." in trusted
+    assert "docker:28" not in trusted
+    assert "{%" not in trusted
+
+
 def test_no_example_holds_a_secret(made: Path) -> None:
     """.env.example is committed: values that let somebody in stand there as names only."""
     text = (made / ".env.example").read_text(encoding="utf-8")

@@ -122,6 +122,15 @@ def test_claims_that_are_traps(tmp_path, host):
     assert (place / "6006").is_symlink()
 
 
+def test_claims_that_lead_elsewhere_are_not_followed(tmp_path, host):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "8888").write_text("not ours")
+    (host.root / "tmp" / "yolov5-devcontainer-ports").symlink_to(elsewhere)
+    assert services.settings(project(tmp_path, "one"), {}, {}, "linux")["JUPYTER_PORT"] == "8888"
+    assert [(file.name, file.read_text()) for file in elsewhere.iterdir()] == [("8888", "not ours")]
+
+
 def test_keys_of_home_and_agent(tmp_path, host, monkeypatch):
     monkeypatch.setenv("HOME", "/home/ada")
     host.file("/home/ada/.ssh/id_ed25519.pub", f"{ED25519} ada@laptop\n")

@@ -129,6 +129,42 @@ def test_an_older_card_gets_the_build_with_its_index(project):
     )
 
 
+def test_a_folder_of_port_claims_that_anybody_may_change_is_told(project, capsys):
+    assert run(project, facts("4090", claims=(0o041777, 4321))) == 0
+    assert "yolov5-devcontainer-ports" not in capsys.readouterr().out
+    assert run(project, facts("4090", claims=(0o040777, 4321))) == 0
+    place = "/tmp/yolov5-devcontainer-ports"
+    said = f"{place} is not sticky: everybody on this machine may remove another's claims: sudo chmod 1777 {place}"
+    assert f"host-setup: {said}" in capsys.readouterr().out.splitlines()
+
+
+def test_the_inference_service_gets_a_gpu_only_when_asked_to(bake):
+    """It decodes strangers' pictures: without the wish it has no driver to talk to."""
+    for name in ("compose.gpu.yaml", "compose.gpu-cdi.yaml"):
+        text = (bake() / name).read_text()
+        assert "serve" not in yaml.safe_load(text)["services"]
+        services = yaml.safe_load(setup.with_devices(setup.with_serve(text), "1"))["services"]
+        assert services["serve"]["deploy"] == services["dev"]["deploy"]
+        assert services["serve"]["environment"]["CUDA_VISIBLE_DEVICES"] == "1"
+        assert setup.with_serve(setup.with_serve(text)) == setup.with_serve(text)
+    for other in ((bake() / "compose.cpu.yaml").read_text(), "services:\n  dev: {}\n"):
+        assert setup.with_serve(other) == other
+
+
+def test_the_wish_for_it_reaches_compose(project, bake, capsys):
+    (project / "compose.gpu.yaml").write_text((bake() / "compose.gpu.yaml").read_text())
+    assert run(project, facts("4090")) == 0
+    assert "serve" not in yaml.safe_load(local(project))["services"]
+    env = project / ".env"
+    env.write_text("ONNXRUNTIME=gpu\n" + env.read_text())
+    assert run(project, facts("4090")) == 0
+    assert yaml.safe_load(local(project))["services"]["serve"]["deploy"]
+    assert "Rebuild Container" in capsys.readouterr().out
+    env.write_text(env.read_text().replace("ONNXRUNTIME=gpu", "ONNXRUNTIME=cuda"))
+    assert run(project, facts("4090")) == 2
+    assert "ONNXRUNTIME=cuda is neither cpu nor gpu: correct it or remove it." in capsys.readouterr().err
+
+
 def test_cards_that_are_not_served_are_hidden(project, capsys):
     assert run(project, facts("1080 Ti", "5090", driver="580.95.05")) == 0
     services = yaml.safe_load(local(project))["services"]

@@ -113,7 +113,7 @@ def fill(project: Path, recipe: Recipe, sources: Mapping[str, str], checkpoints:
     wheelhouse = project / FOLDER
     wheelhouse.mkdir(exist_ok=True)
     logger, image = recipe.argument("LOGGER") or "none", recipe.argument("PYTHON_IMAGE")
-    recipes = fingerprints(project, logger)
+    recipes = fingerprints(project, recipe)
     commit = pinned_commit(project)
     if "@" in image:
         raise BadRequest(
@@ -188,7 +188,7 @@ def in_base_image(project: Path, recipe: Recipe, user: str, variables: Mapping[s
 
     Raises Cannot when it fails; what it says has been shown.
     """
-    given = {name: recipe.argument(name) for name in ("APT_MIRROR", "UV_DEFAULT_INDEX", "LOGGER")}
+    given = {name: recipe.argument(name) for name in ("APT_MIRROR", "UV_DEFAULT_INDEX", "LOGGER", "ONNXRUNTIME")}
     given.update({name: recipe.argument(name) for name in ("TORCH_VERSION", "TORCHVISION_VERSION")})
     environment = {"HOME": "/tmp", **given, **variables}
     command = ["docker", "run", "--rm", "--init", "--user", user, "--entrypoint", "", "--security-opt", "label=disable"]

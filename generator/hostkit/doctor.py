@@ -110,3 +110,9 @@ def limits(facts: Facts) -> list[str]:
     said = [f"{finding.cause}; if the container does not start: {finding.command}" for finding in found]
     lost = gpu_checks.gpu_lost(case)
     return said + ([f"{lost.cause}: {lost.command}"] if lost.level == "fail" else [])
+
+
+def claims(facts: Facts) -> list[str]:
+    """A sentence when the projects of this machine's users cannot keep their ports apart."""
+    finding = host_checks.ports_claims(Case(facts, None, (), None))
+    return [f"{finding.cause}: {finding.command}"] if finding.level == "warn" else []

@@ -152,6 +152,34 @@ def docker_userns(case: Case) -> Finding:
     return Finding("docker.userns", "ok", "containers write as you")
 
 
+def docker_neighbours(case: Case) -> Finding:
+    """Whether a port that is published on 127.0.0.1 is out of reach for other machines.
+
+    Before Docker 28 the rule that leads packets into the container asked for their address and not where they came
+    from: a machine of the same network segment that sends them here by a route of its own is served (moby/moby#45610).
+    """
+    docker = case.facts.docker
+    if docker.state != "ok":
+        return Finding("docker.neighbours", "skip", ASKED)
+    if docker.kind != "docker" or docker.rootless or case.facts.system not in {"linux", "wsl2"}:
+        return Finding("docker.neighbours", "skip", "this engine publishes ports without rules of the firewall")
+    if remote(case.facts):
+        return Finding("docker.neighbours", "skip", "the engine runs on another machine")
+    if not _major(docker.version):
+        return Finding("docker.neighbours", "skip", "its version is not known")
+    if _major(docker.version) >= DOCKER_LOCAL:
+        return Finding("docker.neighbours", "ok", "what is published on 127.0.0.1 is reached from this machine alone")
+    return Finding(
+        "docker.neighbours", "warn",
+        f"Docker {docker.version} lets machines of the same network segment reach ports published on 127.0.0.1",
+        f"they can use TensorBoard, and `serve` without a LAB_SERVE_TOKEN; Docker {DOCKER_LOCAL} closes that (an update"
+        " restarts running containers)", remedies.docker_upgrade(case.facts), LINKS["neighbours"],
+    )  # fmt: skip
+
+
+DOCKER_LOCAL = 28  # the first Docker whose firewall rules drop what comes to such a port from outside
+
+
 def compose_old(case: Case) -> Finding:
     """Whether Compose is there and new enough."""
     facts = case.facts
@@ -311,5 +339,5 @@ def toolkit_vulnerable(case: Case) -> Finding:
 
 CHECKS = (
     docker_missing, docker_integration, docker_down, docker_permission, docker_remote, docker_rootless, docker_userns,
-    compose_old, toolkit_missing, toolkit_runtime, toolkit_cdi_only, toolkit_vulnerable,
+    docker_neighbours, compose_old, toolkit_missing, toolkit_runtime, toolkit_cdi_only, toolkit_vulnerable,
 )  # fmt: skip

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import stat
+
 from .finding import Case, Finding
+from .probe import PORT_CLAIMS
 from .remedies import LINKS
 
 GIB = 1 << 30
@@ -97,6 +100,32 @@ def ports_busy(case: Case) -> Finding:
     )  # fmt: skip
 
 
+def ports_claims(case: Case) -> Finding:
+    """Whether the projects of this machine's users can keep their ports apart.
+
+    The folder belongs to whoever opened the first project; its mode is that of /tmp: everybody adds, and nobody removes
+    another's.
+    """
+    facts = case.facts
+    if facts.claims is None:
+        return Finding("ports.claims", "skip", "no project of this machine has chosen its ports yet")
+    mode, owner = facts.claims
+    mend, wanted = f"chmod 1777 {PORT_CLAIMS}", stat.S_ISVTX | stat.S_IRWXO
+    if not stat.S_ISDIR(mode):
+        cause = f"{PORT_CLAIMS} is no folder"
+        mend = f"rm -f {PORT_CLAIMS}"
+    elif mode & wanted == wanted:
+        return Finding("ports.claims", "ok", f"{PORT_CLAIMS} is everybody's, and each claim its owner's")
+    elif mode & stat.S_IWOTH:
+        cause = f"{PORT_CLAIMS} is not sticky: everybody on this machine may remove another's claims"
+    else:
+        cause = f"not everybody on this machine may write {PORT_CLAIMS}"
+    return Finding(
+        "ports.claims", "warn", cause, "projects of different users may choose the same ports: `docker compose up` says"
+        " that a port is taken", mend if owner == facts.uid else f"sudo {mend}", LINKS["ports"],
+    )  # fmt: skip
+
+
 def proxy_ca(case: Case) -> Finding:
     """Whether the image build can trust a proxy that opens TLS."""
     facts = case.facts
@@ -176,4 +205,4 @@ def overrides(case: Case) -> Finding:
     return Finding("overrides", "ok", f"{said} is honoured" if said else "no setting of your own decides the build")
 
 
-CHECKS = (overrides, disk_space, memory, cpu_quota, shm, ports_busy, proxy_ca, user_id, selinux)
+CHECKS = (overrides, disk_space, memory, cpu_quota, shm, ports_busy, ports_claims, proxy_ca, user_id, selinux)

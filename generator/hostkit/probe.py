@@ -44,6 +44,10 @@ class Distribution(NamedTuple):
     name: str = ""
 
 
+# Which project has which port, for all users of the machine; /tmp and not TMPDIR, which may be each user's own
+PORT_CLAIMS = "/tmp/yolov5-devcontainer-ports"
+
+
 class Facts(NamedTuple):
     """Everything known about this machine. Sizes in bytes; None where it could not be read."""
 
@@ -92,6 +96,7 @@ class Facts(NamedTuple):
     shm_default: int | None = None
     shm_wanted: int | None = None  # what this project asks for
     busy_ports: tuple[tuple[str, int], ...] = ()  # of those the project would publish
+    claims: tuple[int, int] | None = None  # mode and owner of PORT_CLAIMS; None where there is none
 
     @property
     def gpus(self) -> tuple[Gpu, ...]:
@@ -231,6 +236,7 @@ def probe(
         shm_default=default_shm(),
         shm_wanted=needs.shm,
         busy_ports=busy(needs.ports, system),
+        claims=_claims(),
         seconds=round(time.monotonic() - started, 3),
     )
 
@@ -341,6 +347,15 @@ def _listening() -> set[int]:
             if match and (match[1] in {"0100007F", "0" * 8, "0" * 32} or match[1].endswith("FFFF00000100007F")):
                 found.add(int(match[2], 16))
     return found
+
+
+def _claims() -> tuple[int, int] | None:
+    """Mode and owner of what stands in the place of PORT_CLAIMS, a link for itself."""
+    try:
+        found = host_path(PORT_CLAIMS).lstat()
+    except OSError:
+        return None
+    return (found.st_mode, found.st_uid)
 
 
 def _can_bind(port: int) -> bool:

@@ -71,10 +71,12 @@ def proxies() -> list[str]:
     return [name for name in names if os.environ.get(name)]
 
 
-def fingerprints(project: Path, logger: str) -> dict[str, str]:
+def fingerprints(project: Path, recipe: Recipe) -> dict[str, str]:
     """SHA-256 of the files that say what is in the image: another one needs another bundle."""
     names = ["apt.in", "bootstrap.lock", "torch.lock", "requirements.lock"]
+    logger = recipe.argument("LOGGER")
     names += [] if logger in {"", "none"} else [f"logger-{logger}.lock"]
+    names += ["onnxruntime-cu12.lock", "onnxruntime-cu13.lock"] if recipe.argument("ONNXRUNTIME") == "gpu" else []
     found = {}
     for name in names:
         file = project / "docker" / name

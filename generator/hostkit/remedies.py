@@ -30,6 +30,7 @@ LINKS = {
     "context": "https://docs.docker.com/engine/manage-resources/contexts/",
     "wslconfig": "https://learn.microsoft.com/windows/wsl/wsl-config",
     "docker-group": "https://docs.docker.com/engine/install/linux-postinstall/",
+    "neighbours": "https://docs.docker.com/engine/network/port-publishing/",
     "daemon": "https://docs.docker.com/engine/daemon/troubleshoot/",
     "compose": "https://docs.docker.com/compose/install/linux/",
     "compose-memory": "https://docs.docker.com/engine/containers/resource_constraints/",
@@ -187,6 +188,14 @@ _DOCKER = {
     "macos": "brew install --cask docker",
     "windows": "winget install Docker.DockerDesktop",
 }
+_UPGRADE_DOCKER = {
+    "ubuntu": "sudo apt-get update && sudo apt-get install -y --only-upgrade docker.io",
+    "debian": _DOCKER["debian"],  # Debian keeps the version that it was released with
+    "fedora": "sudo dnf upgrade -y moby-engine docker-cli",
+    "rhel": "sudo dnf upgrade -y docker-ce docker-ce-cli",
+    "suse": "sudo zypper update -y docker",
+    "arch": "sudo pacman -Syu docker",
+}
 _COMPOSE = {
     "ubuntu": "sudo apt-get update && sudo apt-get install -y docker-compose-v2",
     "debian": "curl -fsSL https://get.docker.com | sudo sh",  # Debian 12 has only the first generation
@@ -280,6 +289,16 @@ def docker(facts: Facts) -> tuple[str, str]:
     """(command, link) that installs a container engine with Compose and buildx."""
     name = linux_family(facts) if facts.system == "wsl2" else family(facts)
     return _DOCKER.get(name, ""), LINKS["desktop" if name in {"macos", "windows"} else "docker"]
+
+
+def docker_upgrade(facts: Facts) -> str:
+    """Brings a newer engine, from where the one that is here came from."""
+    name = linux_family(facts)
+    if facts.docker.root.startswith("/var/snap/"):
+        return "sudo snap refresh docker"
+    if facts.docker_repository and name in {"ubuntu", "debian"}:
+        return "sudo apt-get update && sudo apt-get install -y --only-upgrade docker-ce docker-ce-cli"
+    return _UPGRADE_DOCKER.get(name, "")
 
 
 def compose(facts: Facts) -> str:

@@ -11,7 +11,7 @@ from typing import Mapping
 
 from .catalogue import BadRequest
 from .files import host_path
-from .probe import busy
+from .probe import PORT_CLAIMS, busy
 from .program import ask
 from .project import read_text
 from .terminal import shortened
@@ -71,6 +71,8 @@ def claim(port: int, project: Path) -> bool:
     mine = os.fsencode(project.resolve())
     for _ in range(2):
         try:
+            if place.is_symlink():  # it leads to a folder in which nothing is ours to write or to remove
+                return True
             if not place.is_dir():
                 place.mkdir()
                 place.chmod(0o1777)  # like /tmp: everybody adds, nobody removes another's
@@ -102,9 +104,9 @@ def _gone(place: bytes) -> bool:
 
 
 def _claims() -> Path:
-    # /tmp and not TMPDIR, which may be each user's own
-    root = host_path("/tmp") if os.name == "posix" else Path(os.environ.get("TEMP", "."))
-    return root / "yolov5-devcontainer-ports"
+    if os.name == "posix":
+        return host_path(PORT_CLAIMS)
+    return Path(os.environ.get("TEMP", ".")) / Path(PORT_CLAIMS).name
 
 
 def _claimant(file: Path) -> bytes:

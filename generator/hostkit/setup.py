@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Mapping
 
-from . import mirrors, services, wheelhouse
+from . import doctor, mirrors, services, wheelhouse
 from .catalogue import BadRequest, Catalogue
 from .certificates import collect_certificates
 from .decision import Decision, decide
@@ -45,7 +45,8 @@ def run(project: Path, accel: str | None, catalogue: Catalogue, facts: Facts | N
         _sweep(project)
         owner = _owner(project, facts)
         wanted = files(project, settings, facts, decision, wishes, sources)
-        notes = [*_about_identity(project, facts), *(_stale(facts, decision) or _changed(project, wanted))]
+        about = [*_about_identity(project, facts), *doctor.claims(facts)]
+        notes = [*about, *(_stale(facts, decision) or _changed(project, wanted))]
         for name, content in wanted.items():
             write_atomically(project / name, content, owner)
     except BadRequest as error:
@@ -87,6 +88,8 @@ def files(
     text = read_text(overlay)
     if not text:
         raise CannotWrite(f"{overlay.name} is missing from {project}: restore it with git checkout -- {overlay.name}.")
+    if wishes.onnxruntime == "gpu":
+        text = with_serve(text)
     local = _header(facts, decision) + with_devices(text, decision.devices)
     own, block = split_env(read_text(project / ".env"))
     own += "\n" if own and not own.endswith("\n") else ""
@@ -239,6 +242,16 @@ def _header(facts: Facts, decision: Decision) -> str:
     ]
     # a name may hold what YAML forbids even in comments
     return "".join(f"# {printable(line)}".rstrip() + "\n" for line in lines) + "\n"
+
+
+def with_serve(text: str) -> str:
+    """`text`, a compose file of ours for GPUs, with one for `serve` too.
+
+    It decodes strangers' pictures and has none by default. A file for the CPU, or somebody's own, stays as it is.
+    """
+    if not re.search(r"^x-gpu: &gpu$", text, re.MULTILINE) or re.search(r"^  serve:", text, re.MULTILINE):
+        return text
+    return re.sub(r"^(  ssh: \*gpu)$", r"\1\n  serve: *gpu", text, flags=re.MULTILINE)
 
 
 def with_devices(text: str, devices: str) -> str:

@@ -114,22 +114,23 @@ def misfits(
 
 def damage(project: Path, manifest: Manifest) -> list[str]:
     """What of the bundle is missing or changed, one half sentence each, by the checksums."""
-
-    def look(item: tuple[str, Held]) -> str:
-        name, held = item
-        file = project / FOLDER / name
-        try:
-            size = file.stat().st_size
-            if size != held.size:
-                return f"{name} has {size} bytes instead of {held.size}"
-            return "" if digest(file) == held.sha256 else f"{name} is damaged"
-        except OSError as error:
-            return f"{name} is missing" if isinstance(error, FileNotFoundError) else f"{name}: {error.strerror}"
-
     from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - slow to import, and only a bundle needs it
 
     with ThreadPoolExecutor(4) as pool:
-        return [said for said in pool.map(look, sorted(manifest.files.items())) if said]
+        found = pool.map(lambda name: _fault(project, manifest, name), sorted(manifest.files))
+        return [said for said in found if said]
+
+
+def _fault(project: Path, manifest: Manifest, name: str) -> str:
+    """What is wrong with a file of the bundle, "" when it is as the manifest says."""
+    file, held = project / FOLDER / name, manifest.files[name]
+    try:
+        size = file.stat().st_size
+        if size != held.size:
+            return f"{name} has {size} bytes instead of {held.size}"
+        return "" if digest(file) == held.sha256 else f"{name} is damaged"
+    except OSError as error:
+        return f"{name} is missing" if isinstance(error, FileNotFoundError) else f"{name}: {error.strerror}"
 
 
 def digest(file: Path) -> str:
@@ -152,6 +153,9 @@ def base_image(project: Path, manifest: Manifest) -> str:
     archive = image_archive(manifest.image)
     if archive not in manifest.files or ask(["docker", "image", "inspect", manifest.image], 20).state == "ok":
         return ""
+    wrong = _fault(project, manifest, archive)
+    if wrong:  # an engine takes what it is given, under whatever names stand in it
+        raise Bad(f"the base image is not loaded, because {printable(wrong)}: {AGAIN}.")
     answer = ask(["docker", "load", "--input", str(project / FOLDER / archive)], LOAD_LIMIT)
     if answer.state != "ok":
         said = " ".join(answer.text.split())[:160] or answer.state

@@ -13,7 +13,7 @@ ACCELS = ("auto", "gpu", "gpu-cdi", "cpu")
 
 OVERRIDES = (
     "YOLO_ACCEL", "TORCH_BUILD", "TORCH_VERSION", "CUDA_VISIBLE_DEVICES", "EXTRA_CA_CERTS", "TORCH_INDEX_BASE",
-    "COMPOSE_PROJECT_NAME", "MIRRORS", "NETRC",
+    "COMPOSE_PROJECT_NAME", "MIRRORS", "NETRC", "ONNXRUNTIME",
 )  # fmt: skip
 
 
@@ -29,6 +29,7 @@ class Wishes(NamedTuple):
     project_name: str = ""  # for compose
     mirrors: str = ""  # a section of mirrors.conf
     netrc: str = ""  # a file, for the image build
+    onnxruntime: str = ""  # gpu: the service `serve` gets the GPU, and the image what uses it there
 
 
 def read_wishes(environment: Mapping[str, str], own: str, accel: str | None = None) -> Wishes:
@@ -41,6 +42,10 @@ def read_wishes(environment: Mapping[str, str], own: str, accel: str | None = No
     if value["TORCH_BUILD"] and not re.fullmatch(r"cpu|cu[0-9]{3}", value["TORCH_BUILD"]):
         raise BadRequest(
             f"TORCH_BUILD={shortened(value['TORCH_BUILD'])} is not of the form cu126 or cpu: correct it or remove it."
+        )
+    if value["ONNXRUNTIME"] not in {"", "cpu", "gpu"}:
+        raise BadRequest(
+            f"ONNXRUNTIME={shortened(value['ONNXRUNTIME'])} is neither cpu nor gpu: correct it or remove it."
         )
     devices = value["CUDA_VISIBLE_DEVICES"]
     devices = "-1" if devices == "NoDevFiles" else devices  # what schedulers set for "none"
@@ -73,4 +78,5 @@ def read_wishes(environment: Mapping[str, str], own: str, accel: str | None = No
         name,
         value["MIRRORS"],
         value["NETRC"],
+        value["ONNXRUNTIME"],
     )

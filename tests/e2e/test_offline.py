@@ -40,7 +40,19 @@ def carried(user: User) -> Iterator[Path]:
     shutil.rmtree(place, ignore_errors=True)
 
 
+def number(image: str) -> str:
+    """The engine's number of an image, "" when it has none of that name."""
+    command = ["docker", "image", "inspect", "--format", "{{.Id}}", image]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+
 def test_a_bundle_builds_and_smokes_with_the_network_cut(user: User, carried: Path) -> None:
+    # what counts look-ups does count them: without a bundle the first step asks for Debian's packages
+    alone = ["docker", "build", "--network", "none", "--no-cache", "--progress", "plain", "--file", "docker/Dockerfile"]
+    failed = user.run(*alone, ".", cwd=carried, env={"DOCKER_BUILDKIT": "1"})
+    assert failed.returncode != 0
+    assert re.search(r"look-ups and connects of this step: [1-9]", failed.stdout + failed.stderr)
+
     # the shell's own would win over .env, and may name a place that this user cannot read
     bundled = user.run("make", "bundle", cwd=carried, env={"YOLOV5_GIT_URL": str(carried.parent / "yolov5.git")})
     assert bundled.returncode == 0, bundled.stdout[-3000:] + bundled.stderr[-3000:]
@@ -53,11 +65,22 @@ def test_a_bundle_builds_and_smokes_with_the_network_cut(user: User, carried: Pa
     known = user.run("git", "status", "--porcelain", "--untracked-files=all", "wheelhouse", cwd=carried).stdout
     assert set(known.split()) == {"A", "wheelhouse/.gitkeep", "wheelhouse/README.md"}
 
-    proved = user.run("make", "verify-bundle", cwd=carried)
+    base, archive = manifest["image"], next((carried / "wheelhouse" / "image").glob("*.tar"))
+    before = number(base)
+    try:
+        subprocess.run(["docker", "image", "rm", "--force", base], check=True, capture_output=True)
+        assert number(base) == ""
+        proved = user.run("make", "verify-bundle", cwd=carried)
+    finally:
+        if number(base) != before:  # other tests build on it
+            subprocess.run(["docker", "load", "--input", str(archive)], check=True, capture_output=True)
     assert proved.returncode == 0, proved.stdout[-4000:] + proved.stderr[-3000:]
+    assert f"host-setup: the base image {base} was not in this engine and came from wheelhouse/." in proved.stdout
+    assert number(base) == before
     said = [line for line in proved.stdout.splitlines() if line.startswith("verify-bundle: ")]
     print(*said, sep="\n")
-    assert any(line.endswith("look-ups and connects: 0") for line in said)
+    assert len([line for line in said if line.endswith("look-ups and connects: 0")]) == 2  # the build, and lab smoke
+    assert len(re.findall("look-ups and connects of this step: 0", proved.stdout)) == 4
     assert re.search(r"^smoke: yolov5 ok in .* one epoch, \.pt and ONNX agree", proved.stdout, re.MULTILINE)
     # each layer that installs something had all of it in wheelhouse/, and none is an old one
     assert len(re.findall(r"wheelhouse: all (?:of it|Debian packages)", proved.stdout)) == 5

@@ -1,4 +1,7 @@
-"""The CPU job of the generated train.yml, step by step as written, and what it leaves."""
+"""Every job of the generated workflows, step by step as written, and what it leaves.
+
+The steps of .gitlab-ci.yml are the same commands: tests/test_generated_files.py compares them.
+"""
 
 from __future__ import annotations
 
@@ -16,17 +19,24 @@ OUT = "runs/pipeline/smoke"
 IN_CONTAINER = "docker compose run --rm dev "
 
 
-def steps(folder: Path) -> list[str]:
-    """The commands of the job `smoke`, and where it looks for artifacts."""
-    job = yaml.safe_load((folder / ".github/workflows/train.yml").read_text(encoding="utf-8"))["jobs"]["smoke"]
-    assert [step["with"]["path"] for step in job["steps"] if "upload-artifact" in step.get("uses", "")] == [OUT]
-    return [step["run"] for step in job["steps"] if "run" in step]
+def steps(folder: Path, job: str, file: str = "train.yml") -> list[str]:
+    """The commands of a job."""
+    said = yaml.safe_load((folder / ".github/workflows" / file).read_text(encoding="utf-8"))["jobs"][job]
+    return [step["run"] for step in said["steps"] if "run" in step]
+
+
+def kept(folder: Path, job: str) -> str:
+    """Where a job of train.yml looks for its artifacts."""
+    said = yaml.safe_load((folder / ".github/workflows/train.yml").read_text(encoding="utf-8"))["jobs"][job]
+    [place] = [step["with"]["path"] for step in said["steps"] if "upload-artifact" in step.get("uses", "")]
+    return str(place)
 
 
 @pytest.fixture(scope="module")
 def ran(opened: Opened, request: pytest.FixtureRequest) -> Path:
     """The folder of artifacts, after every step of the job has run on this machine."""
-    commands = steps(opened.folder)
+    commands = steps(opened.folder, "smoke")
+    assert kept(opened.folder, "smoke") == OUT
     settings = opened.folder / "lab.yaml"
     before = settings.read_text()
     try:
@@ -52,6 +62,34 @@ def test_the_job_leaves_its_artifacts(ran: Path, opened: Opened) -> None:
     } | ({"diff.patch"} & set(files))
     assert all(path.stat().st_size > 0 and path.stat().st_uid == opened.user.uid for path in files.values())
     assert json.loads(files["pipeline.json"].read_text())["status"] == "passed"
+
+
+def test_the_gpu_jobs_own_steps_run_on_this_machine_too(ran: Path, opened: Opened) -> None:
+    """Those that the other job does not have: the training is one epoch of small pictures, with a bar that all pass."""
+    folder, commit = opened.folder, "0123456789abcdef" * 2 + "01234567"
+    own = [command for command in steps(folder, "train") if command not in steps(folder, "smoke")]
+    assert [command.splitlines()[-1].removeprefix(IN_CONTAINER) for command in own] == [
+        ".devcontainer/host-setup",
+        "lab doctor",
+        'lab pipeline --out "runs/pipeline/$GITHUB_SHA" $OPTIONS',
+    ]
+    engine = "yolov5" if (folder / "code/yolov5").is_dir() else "yolov5u"
+    options = f"--engine {engine} --epochs 1 --img 64 --batch 32 --map50 0 --map 0"
+    for command in own:
+        done = opened.user.run("sh", "-c", command, cwd=folder, env={"GITHUB_SHA": commit, "OPTIONS": options})
+        assert done.returncode == 0, command + done.stdout[-3000:] + done.stderr[-3000:]
+    place = folder / kept(folder, "train").replace("${{ github.sha }}", commit)
+    left = {path.name for path in place.iterdir()}
+    assert {"best.pt", "best.onnx", "README.md", "report.html", "metrics.json", "data-check.html", "run.json"} <= left
+    assert json.loads((place / "pipeline.json").read_text())["options"]["epochs"] == 1
+
+
+def test_what_ci_does_beside_it_runs_here_too(ran: Path, opened: Opened) -> None:
+    own = [one for one in steps(opened.folder, "smoke", "ci.yml") if one not in steps(opened.folder, "smoke")]
+    assert own == [f"{IN_CONTAINER}lab smoke", f"{IN_CONTAINER}pytest -rs tests"]
+    for command in own:
+        done = opened.user.run("sh", "-c", command, cwd=opened.folder)
+        assert done.returncode == 0, command + done.stdout[-3000:] + done.stderr[-3000:]
 
 
 def test_the_card_has_the_numbers_of_results_csv(ran: Path) -> None:

@@ -120,6 +120,68 @@ class Serving:
         return max(map(int, re.findall(r"VmHWM:\s+(\d+)", status))) >> 10
 
 
+def test_without_a_model_it_waits_and_is_not_started_again(opened: Opened) -> None:
+    runs = opened.folder / "data" / "no-runs"
+    weights = runs / "train" / "exp" / "weights"
+    opened.user.run("mkdir", "--parents", weights)
+    assert opened.run("python", "code/tests/made_onnx.py", "data/made.onnx").returncode == 0
+
+    def compose(*words: str) -> str:
+        environment = {"SERVE_PORT": str(PORT), "SERVE_WEIGHTS": "", "RUNS_DIR": str(runs)}
+        return opened.user.run("docker", "compose", *words, cwd=opened.folder, env=environment).stdout
+
+    try:
+        compose("up", "--detach", "serve")
+        container = compose("ps", "--all", "--quiet", "serve").strip()
+        one = Serving(opened, container, time.monotonic())
+        while "serve: waiting" not in compose("logs", "serve"):
+            assert time.monotonic() < one.since + 60, compose("logs", "serve")
+            time.sleep(0.5)
+        time.sleep(15)  # Compose would have started it again by now, and more than once
+        assert (one.inspect(".RestartCount"), one.inspect(".State.Status")) == ("0", "running")
+        assert one.inspect(".State.Health.Status") != "healthy"
+        said = compose("logs", "--no-log-prefix", "serve").splitlines()
+        assert [line for line in said if "there is no exported model in runs/train" in line] == said[:1]
+        assert len(said) == 2
+        opened.user.run("cp", "--preserve", opened.folder / "data" / "made.onnx", weights / "best.onnx")
+        until = time.monotonic() + 60
+        while True:
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                if one.ask("GET", "/health", limit=5)[0] == 200:
+                    break
+            assert time.monotonic() < until, compose("logs", "serve")
+            time.sleep(0.5)
+        assert one.inspect(".RestartCount") == "0"
+    finally:
+        compose("rm", "--stop", "--force", "serve")
+
+
+def test_the_image_for_a_service_on_the_gpu(opened: Opened) -> None:
+    """Built beside the other one. Here it has no GPU, says so, and serves on the processor."""
+    name = f"{opened.image.partition(':')[0]}-gpu"
+    environment = {"ONNXRUNTIME": "gpu", "COMPOSE_PROJECT_NAME": name}
+    words = ("docker", "compose", "--progress", "plain", "build", "serve")
+    done = opened.user.run(*words, cwd=opened.folder, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    said = re.findall(r"onnxruntime: (\S+) for CUDA 12, with all libraries that it needs", done.stdout + done.stderr)
+    image = f"{name}:{opened.image.partition(':')[2]}"
+    try:
+        script = (
+            "import onnxruntime as o; print(o.__version__);"
+            "assert 'CUDAExecutionProvider' in o.get_available_providers();"
+            "from pathlib import Path; from lab.onnx_model import open_network;"
+            f"print(open_network(Path('{MODEL}'))[1])"
+        )
+        assert opened.run("python", "code/tests/made_onnx.py", MODEL).returncode == 0
+        mount = ("--volume", f"{opened.folder}:/workspace", "--network", "none")
+        tried = opened.user.run("docker", "run", "--rm", *mount, image, "python", "-c", script)
+        assert tried.returncode == 0, tried.stderr
+        assert tried.stdout.splitlines()[0] in said
+        assert tried.stdout.splitlines()[-1].startswith("on the processor: onnxruntime cannot use the GPU")
+    finally:
+        subprocess.run(["docker", "image", "rm", "--force", image], capture_output=True, check=False)
+
+
 @pytest.fixture(scope="module")
 def serving(opened: Opened) -> Iterator[Serving]:
     made = opened.run("python", "code/tests/made_onnx.py", MODEL)

@@ -333,20 +333,33 @@ def served_and_detected(box: Opened, onnx: Path, seen: Path) -> int:
     return count
 
 
-@both_engines
-def test_no_network_and_no_run_lost(engine_ready: Opened, engine: str) -> None:
-    """The scaffold's own tests for the container, in one without a network.
+# Every container test belongs to one of three runs by its name: one engine's, the other's, or what needs neither alone.
+# An engine's smoke and learning are run above, as a user does.
+CHOSEN = {
+    "yolov5": "(yolov5 and not yolov5u or network_log) and not smoke and not learns",
+    "yolov5u": "(yolov5u or network_log) and not smoke and not learns",
+    "": "not yolov5",
+}
 
-    Every look-up and connect of train, val, detect and export is logged: there are none. A run that was interrupted
-    goes on. (Those of smoke and of learning are run above, as a user does; the long ones only where E2E_LONG is set.)
-    """
-    this = {"yolov5": "(yolov5 and not yolov5u)", "yolov5u": "yolov5u"}[engine]
-    chosen = f"({this} or network_log) and not smoke and not learns"
+
+def scaffold_tests(box: Opened, chosen: str) -> None:
+    """The scaffold's own tests for the container, in one without a network; the long ones where E2E_LONG is set."""
     marked = "container" if os.environ.get("E2E_LONG") else "container and not long"
-    done = engine_ready.run_apart("python", "-m", "pytest", "-q", "-rs", "-m", marked, "-k", chosen, "code/tests")
+    done = box.run_apart("python", "-m", "pytest", "-q", "-rs", "-m", marked, "-k", chosen, "code/tests")
     print(done.stdout[-400:])
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     assert " passed" in done.stdout
+
+
+@both_engines
+def test_no_network_and_no_run_lost(engine_ready: Opened, engine: str) -> None:
+    """Every look-up and connect of train, val, detect and export is logged: there are none. A run goes on."""
+    scaffold_tests(engine_ready, CHOSEN[engine])
+
+
+def test_what_needs_no_engine_by_itself(opened: Opened) -> None:
+    """The notebook, the doctor's own computing, what upstream's source no longer holds, painting, `serve`'s limits."""
+    scaffold_tests(opened, CHOSEN[""])
 
 
 # --- bad input: one sentence, exit status 2 ---------------------------------------------------------------------------

@@ -16,6 +16,8 @@ from lab import dataset as data
 from lab import plan
 from lab.engines import Call, Prepared
 from lab.errors import FAILED, LabError
+from lab.fast import choose
+from lab.fast.plan import DEVICE, painting_bytes
 from lab.gpu_list import listed
 from lab.job import Job
 from lab.launch import run
@@ -148,7 +150,18 @@ def request(job: Job, prepared: Prepared, result: Path) -> dict[str, Any]:
         "most": max(1, min(MOST, images)),
         "optimizer": options.get("optimizer", "SGD"),
         "devices": str(options.get("device", "")),
+        "beside": beside(prepared),
     }
+
+
+def beside(prepared: Prepared) -> tuple[int, int]:
+    """Bytes that a training holds on each GPU beside its step, and for each image: images there, and painting."""
+    if prepared.speed.get("data") != DEVICE:
+        return 0, 0
+    resident = int(prepared.speed.get("resident_bytes", 0))
+    mixup = bool(choose.hyper_parameters(prepared.options).get("mixup"))
+    none, one = (painting_bytes(size, int(prepared.options["imgsz"]), mixup, resident > 0) for size in (0, 1))
+    return resident + none, one - none
 
 
 def crowd(file: Path, job: Job) -> tuple[int, int]:
@@ -177,9 +190,11 @@ def judge(devices: list[dict[str, Any]], ranks: int) -> Filled:
     batch = least["batch"] * ranks
     each = f" ({least['batch']} on each of {ranks} GPUs)" if ranks > 1 else ""
     free = 100 * (1 - least["measured"] / least["total"])
+    held = f", {_gib(least['beside'])} of them for images and their painting" if least.get("beside") else ""
     sentence = (
         f"--batch auto: {batch}{each}; its largest step was predicted to take {_gib(least['predicted'])} and took "
-        f"{_gib(least['measured'])} of {_gib(least['total'])} GiB, leaving {free:.0f} %; {plan.accumulation(batch)}"
+        f"{_gib(least['measured'])} of {_gib(least['total'])} GiB{held}, leaving {free:.0f} %; "
+        f"{plan.accumulation(batch)}"
     )
     record = {"batch": batch, "predicted_bytes": least["measured"], "total_bytes": least["total"], "devices": devices}
     return Filled(batch, sentence, record)
@@ -199,9 +214,15 @@ class Meter:
         self.torch, self.device = torch, device
         torch.zeros(1, device=device)  # the context counts, so it must be there
         self.total = int(torch.cuda.mem_get_info(device)[1])
+        self._held: Any = None
+
+    def hold(self, size: int) -> None:
+        """Take `size` bytes of the device until `clear`. Raises what torch raises."""
+        self._held = self.torch.empty(size, dtype=self.torch.uint8, device=self.device)
 
     def clear(self) -> None:
         """Give everything that is not in use back to the driver."""
+        self._held = None
         self.torch.cuda.synchronize(self.device)
         self.torch.cuda.empty_cache()
 
@@ -215,15 +236,19 @@ class Pretended:
     """A device that does not exist, for tests: `base` and `per_image` bytes, in use after a step of so many images."""
 
     def __init__(self, total: int, base: int, per_image: int) -> None:
-        self.total, self.base, self.per_image, self.images = total, base, per_image, 0
+        self.total, self.base, self.per_image, self.images, self.held = total, base, per_image, 0, 0
+
+    def hold(self, size: int) -> None:
+        """See Meter."""
+        self.held = size
 
     def clear(self) -> None:
         """See Meter."""
-        self.images = 0
+        self.images = self.held = 0
 
     def peak(self) -> int:
         """See Meter. Raises what torch raises."""
-        used = self.base + self.per_image * self.images
+        used = self.base + self.per_image * self.images + self.held
         if used > self.total:
             raise RuntimeError("CUDA out of memory")
         return used
@@ -232,14 +257,15 @@ class Pretended:
 def measure_all(request: dict[str, Any], worst_step: Callable[[Any, int], None], torch: Any) -> None:
     """Search on each device of `request`, by `worst_step(device, batch)`, and write the outcome to its `result`."""
     outcome = []
+    fixed, each = request["beside"]
     pretended = request.get("pretended")
     if request["devices"]:
         os.environ["CUDA_VISIBLE_DEVICES"] = request["devices"]  # as both engines do; CUDA reads it at its first use
     for number, name in enumerate((request["devices"] or "0").split(",")):
         device = torch.device("cpu" if pretended else f"cuda:{number}")
         meter: Any = Pretended(**pretended) if pretended else Meter(torch, device)
-        found = search(_measure(worst_step, device, meter), meter.total, request["most"])
-        about = asdict(found) if found else {"batch": None}
+        found = search(_measure(worst_step, device, meter, fixed, each), meter.total, request["most"])
+        about = {**asdict(found), "beside": fixed + each * found.batch} if found else {"batch": None}
         outcome.append({"device": name, **about})
     Path(request["result"]).write_text(json.dumps({"devices": outcome}), encoding="utf-8")
 
@@ -263,13 +289,15 @@ def take_steps(torch: Any, model: Any, optimizer: Any, ema: Any, amp: bool, loss
         ema.update(model)
 
 
-def _measure(worst_step: Callable[[Any, int], None], device: Any, meter: Any) -> Measure:
+def _measure(worst_step: Callable[[Any, int], None], device: Any, meter: Any, fixed: int, each: int) -> Measure:
+    """Steps of a batch, while so many bytes are held beside them: `fixed`, and `each` for an image."""
     import gc  # noqa: PLC0415
 
     def measure(size: int) -> int | None:
         gc.collect()
         meter.clear()
         try:
+            meter.hold(fixed + each * size)
             if isinstance(meter, Pretended):
                 meter.images = size
                 size = min(size, 2)

@@ -10,6 +10,11 @@ import signal
 
 MEMORY = "the GPU's memory does not suffice: give a smaller --batch (auto finds one), a smaller --img or model"
 MAIN_MEMORY = "main memory does not suffice: give a smaller --batch, fewer --workers, or no --cache"
+ABSURD = (
+    "the engine asked for more memory at once than any GPU has, most likely for pictures with very many boxes: correct "
+    "the labels that `lab data check` names, and give a smaller --batch (val: a smaller --max-det)"
+)
+ANY_GPU_HAS = 512  # GiB, twice and more of what the largest cards have
 LOST_GPUS = "the GPUs lost each other (NCCL)"
 # what a rank, or the `lab` above it, says when its partner has gone: the consequence of a failure elsewhere
 LOST_PEER = (
@@ -93,6 +98,12 @@ CAUSES: tuple[tuple[tuple[str, ...], str], ...] = (
         "the checkpoint cannot be read, or belongs to another model: it may be cut short; use another one",
     ),
 )
+
+
+def absurd(text: str) -> bool:
+    """Whether memory was asked for that no smaller batch brings within reach."""
+    asked = re.search(r"Tried to allocate ([\d.]+) (GiB|TiB|PiB|EiB)", text)
+    return asked is not None and float(asked[1]) * 1024 ** ("GTPE".index(asked[2][0])) > ANY_GPU_HAS
 
 
 def ended(who: str, number: int) -> str:

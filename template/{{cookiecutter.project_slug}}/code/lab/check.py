@@ -34,6 +34,7 @@ from lab.check_store import Found, Store, place
 from lab.dataset import Dataset, Entry, entries, label_path, stale_caches
 from lab.limits import processors
 from lab.project import Project
+from lab.stale import suspects
 
 CHUNK = 64  # pictures a task: a fifth of a second of decoding
 EXAMPLES = 5  # faults of a kind that are named
@@ -158,13 +159,9 @@ def _chunks(dataset: Dataset, store: Store) -> Iterator[list[Entry]]:
     """Pictures of one split at a time, CHUNK by CHUNK."""
 
     def beside(split: str, entry: os.DirEntry[str]) -> None:
-        path, ending = _spoken(entry.path), os.path.splitext(entry.name)[1].lower()  # noqa: PTH122
+        ending = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122
         if ending in OTHER_PICTURES:
-            store.beside(split, path, "skipped", f"ends in {ending}")
-        elif ending == ".npy":
-            picture = next((p for p in _same_stem(entry.path) if stamp_of(p)[1] > entry.stat().st_mtime_ns), None)
-            if picture is not None:
-                store.beside(split, path, "cache", f"is older than {_spoken(picture)}")
+            store.beside(split, _spoken(entry.path), "skipped", f"ends in {ending}")
 
     def sayable() -> Iterator[Entry]:
         for entry in entries(dataset, beside):
@@ -187,11 +184,6 @@ def _chunks(dataset: Dataset, store: Store) -> Iterator[list[Entry]]:
 def _spoken(path: str) -> str:
     """A path as it can be printed and stored."""
     return path.encode("utf-8", "replace").decode("utf-8")
-
-
-def _same_stem(array: str) -> Iterator[str]:
-    stem = array.removesuffix(".npy")
-    return (stem + ending for ending in (".jpg", ".jpeg", ".png", ".JPG"))
 
 
 class _Crew:
@@ -257,11 +249,14 @@ class _Crew:
 
 
 def _look_beside(dataset: Dataset, store: Store) -> None:
-    """Label files without a picture, and caches of the engines that the data has outrun."""
+    """Label files without a picture, caches of the engines that the data has outrun, and arrays of nobody's making."""
     store.index_labels()
     for cache in stale_caches(dataset):
         words = "is older than the data: edited labels may be ignored"
         store.beside("", _spoken(str(cache)), "cache", words)
+    for one in suspects(dataset):
+        if (path := str(one.array)) == _spoken(path):
+            store.beside(one.split, path, "array" if one.foreign else "cache", one.why)
     for split, directory in label_directories(dataset):
         if not os.path.isdir(directory):  # noqa: PTH112
             continue

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lab import stale
 from lab.check_kinds import KINDS
 from lab.check_store import Found, Row, Store, place
 from lab.dataset import Dataset, label_path
@@ -32,6 +31,7 @@ class Moved:
 
     aside: Path
     pictures: int = 0
+    arrays: int = 0
     lines: int = 0  # taken out of lists
     caches: int = 0
     left: list[Found] = field(default_factory=list)  # the same file in two splits, by directories: not ours to move
@@ -49,10 +49,10 @@ def aside_of(dataset: Dataset) -> Path:
 
 
 def set_aside(dataset: Dataset, project: Project) -> Moved:
-    """Move the pictures at fault, with their labels, into `aside_of`; take them out of lists; delete stale caches.
+    """Move the pictures at fault, with their labels, into `aside_of`; take them out of lists; drop old label caches.
 
-    A picture stays with its label where one of the two cannot be moved. `check.run` must have come first. Raises
-    LabError.
+    Arrays are moved, an engine's too: by its header alone nobody can be sure that it is not somebody's own. A picture
+    stays with its label where one of the two cannot be moved. `check.run` must have come first. Raises LabError.
     """
     moved = Moved(aside_of(dataset))
     with Store(place(project, dataset)) as store:
@@ -64,12 +64,15 @@ def set_aside(dataset: Dataset, project: Project) -> Moved:
                 for source in (source for source in sources if source.suffix == ".txt"):
                     with _refusals(moved, source):
                         moved.lines += _shorten(source, {path for its, path in lines if its == split}, log)
-            for found in (found for found in store.faults() if found.kind == "cache"):
-                if found.path.endswith(".npy") and not stale.decoded(Path(found.path)):
-                    continue  # no engine's: somebody's own array
+            for found in (found for found in store.faults() if found.kind in ("cache", "array")):
                 with _refusals(moved, found.path):
-                    Path(found.path).unlink(missing_ok=True)
-                    moved.caches += 1
+                    if found.path.endswith(".npy"):
+                        target = moved.aside / found.kind / "images" / found.split / _within(dataset, found)
+                        log.move([(Path(found.path), target)])
+                        moved.arrays += 1
+                    else:
+                        Path(found.path).unlink(missing_ok=True)
+                        moved.caches += 1
     return moved
 
 
@@ -93,6 +96,13 @@ def _move_pictures(
             moved.pictures += 1
             lines.add((split, path))
     return lines
+
+
+def _within(dataset: Dataset, found: Found) -> str:
+    """The path of a file within the source that it was found in; its name, where a list names its picture."""
+    file = Path(found.path)
+    sources = [source for source in dataset.sources[found.split] if file.is_relative_to(source)]
+    return str(file.relative_to(sources[0])) if sources else file.name
 
 
 @contextmanager

@@ -39,6 +39,11 @@ KINDS = {
     "duplicate": Kind(
         WRONG, "the same bytes more than once in a split", "keep one; --fix moves the others", moves=True
     ),
+    "array": Kind(
+        BROKEN,
+        "an array beside a picture that no engine made: both would train on it",
+        "keep such arrays in a folder of their own; --fix moves them aside",
+    ),
     # labels
     "row": Kind(BROKEN, "a row that is no box", "correct the row: class x y width height; or --fix", moves=True),
     "pixels": Kind(
@@ -76,5 +81,5 @@ KINDS = {
     "skipped": Kind(NOTE, "a picture whose ending no engine reads", "convert it to JPEG or PNG"),
     "orphan": Kind(NOTE, "a label file without a picture", "bring the picture, or delete the file"),
     "absent": Kind(NOTE, "a class without any box in train", "add pictures of it, or take the name out"),
-    "cache": Kind(NOTE, "an engine's cache older than the data", "delete it; --fix does"),
+    "cache": Kind(NOTE, "an engine's cache, older than the data or cut short", "delete it, or --fix"),
 }

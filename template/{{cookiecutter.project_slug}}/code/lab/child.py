@@ -196,25 +196,32 @@ def watch_amp(check: Callable[..., bool]) -> Callable[..., bool]:
     def watched(model: Any, *more: Any, **named: Any) -> bool:
         import torch  # noqa: PLC0415
 
-        device = next(model.parameters()).device
+        device = device_of(model)
         if device.type != "cuda":
             return check(model, *more, **named)
         name = torch.cuda.get_device_name(device)
         if NO_AMP.search(name):
             return _amp_off(f"{name} computes wrong values in half precision")
-        if check(model, *more, **named):
-            NOTES["amp"] = True
-            return True
+        passed = check(model, *more, **named)
+        gap = half_precision_gap(torch, model, device)
+        # the ultralytics package lets pass what it could not check, for want of a checkpoint; this is what it looks for
+        if gap is None:
+            return _amp_off(f"in half precision {name} computes numbers that are none (NaN)")
         # YOLOv5 compares the boxes of two passes, and where they differ in number asks a checkpoint that may not be
         # here; whether the card computes rightly is seen in the network's own numbers
-        gap = half_precision_gap(torch, model, device)
-        if gap is not None and gap <= CLOSE_HALF:
+        if not passed and gap > CLOSE_HALF:
+            return _amp_off(f"half precision on {name} does not agree with full precision")
+        if not passed:
             _say(f"the engine's check of half precision found no answer, ours did (differs by {gap:.0%}): AMP stays on")
-            NOTES["amp"] = True
-            return True
-        return _amp_off(f"half precision on {name} does not agree with full precision")
+        NOTES["amp"] = True
+        return True
 
     return watched
+
+
+def device_of(model: Any) -> Any:
+    """The device that a network lies on."""
+    return next(model.parameters()).device
 
 
 def _amp_off(why: str) -> bool:
@@ -308,13 +315,15 @@ def explain(error: BaseException, request: dict[str, Any]) -> str | None:
         return "YOLOv5 trains ranks on GPUs only, and there is none: leave --nodes out to train on the processor"
     if "Invalid CUDA" in text or "insufficient CUDA devices" in text:
         return no_gpu(str(request.get("device", "")))
+    if causes.absurd(text):
+        return causes.ABSURD
     if out_of_memory(error):
         return causes.MEMORY if "cpu" not in text.lower() else causes.MAIN_MEMORY
     return causes.said(text, type(error).__name__)
 
 
 def _for_memory(error: BaseException, request: dict[str, Any]) -> bool:
-    return request["task"] == "train" and out_of_memory(error)
+    return request["task"] == "train" and out_of_memory(error) and not causes.absurd(str(error))
 
 
 def _full(request: dict[str, Any]) -> bool:

@@ -108,7 +108,8 @@ def data_check(
         int, typer.Option(min=0, help="processes that look at pictures  [default: one a processor]", show_default=False)
     ] = 0,
     fix: Annotated[
-        bool, typer.Option("--fix", help="move what is broken aside, delete stale caches; nothing else is deleted")
+        bool,
+        typer.Option("--fix", help="move what is broken aside; label caches that are out of date are all it deletes"),
     ] = False,
     undo: Annotated[bool, typer.Option("--undo", help="bring back what --fix moved")] = False,
 ) -> int:
@@ -127,10 +128,11 @@ def data_check(
     result = _checked(found, project, workers)
     if fix and result.findings:
         moved = check_fix.set_aside(found, project)
+        arrays = f" and {moved.arrays} arrays" if moved.arrays else ""
         print(
-            f"lab: moved {moved.pictures} pictures into {project.show(moved.aside)}, took {moved.lines} lines out of "
-            f"lists, deleted {moved.caches} stale caches; `lab data check {project.show(found.file)} --undo` brings "
-            "the pictures back"
+            f"lab: moved {moved.pictures} pictures{arrays} into {project.show(moved.aside)}, took "
+            f"{moved.lines} lines out of lists, deleted {moved.caches} label caches; `lab data check "
+            f"{project.show(found.file)} --undo` brings all but the caches back"
         )
         if moved.refused:
             print(f"lab: left as they were: {check_fix.told(moved.refused)}", file=sys.stderr)
@@ -353,7 +355,7 @@ def data_cache(
 
 
 def _build_stores(project: Project, cache: Path, data: str, img: int, engine: str, workers: int) -> None:
-    from lab import dataset  # noqa: PLC0415
+    from lab import dataset, weights  # noqa: PLC0415
     from lab.fast import store_build  # noqa: PLC0415
     from lab.fast.store_decode import recipe_of  # noqa: PLC0415
     from lab.project import ENGINES  # noqa: PLC0415
@@ -363,7 +365,7 @@ def _build_stores(project: Project, cache: Path, data: str, img: int, engine: st
         raise LabError(f"--engine is {engine}; it may be {' or '.join(ENGINES)}")
     if wanted < 32:
         raise LabError(f"--img is {wanted}; it must be 32 or more")
-    stride = 64 if project.model.endswith("6") else 32  # the engines round up to the model's largest stride
+    stride = weights.stride_of("", project, engine)  # the engines round up to the largest one
     side = -(-wanted // stride) * stride
     found = dataset.open_dataset(data or project.data, project)
     paths: dict[str, list[str]] = {"train": [], "val": []}

@@ -18,7 +18,7 @@ from lab.doctor_finding import (
     fault_of,
     used,
 )
-from lab.limits import PARAMETERS
+from lab.limits import parameters_of, room_needed
 
 MIB, GIB = 1 << 20, 1 << 30
 SHM = GIB  # bytes; below, only a few loader workers fit
@@ -129,7 +129,7 @@ def _disk_space(facts: Facts) -> Finding:
 
 
 def _kept(letter: str) -> int:
-    return 64 + int(24e6 * PARAMETERS[letter]) // MIB  # see limits.require_room
+    return room_needed(parameters_of(f"yolov5{letter}")) // MIB
 
 
 def _data_speed(facts: Facts) -> Finding:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import itertools
+import json
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -80,12 +81,17 @@ class Difference:
 def require_packages(forms: Sequence[str]) -> None:
     """Raises LabError for a format whose package is not in this image; the engines would try to install it."""
     for form in forms:
-        package, name = NEEDS.get(form, ("", ""))
-        if package and importlib.util.find_spec(package) is None:
+        if name := _absent(form):
             raise LabError(
                 f"--include {form} needs the package {name}, which is not in this image: `uv pip install {name}` adds "
                 "it to this container, a line in docker/requirements.in and `docker/lock` to the image"
             )
+
+
+def _absent(form: str) -> str:
+    """What the package index calls the package that a format needs and this image lacks; "" for none."""
+    package, name = NEEDS.get(form, ("", ""))
+    return name if package and importlib.util.find_spec(package) is None else ""
 
 
 def check(request: Request, project: Project, engine: str, checkpoint: Path, since: float) -> None:
@@ -95,9 +101,11 @@ def check(request: Request, project: Project, engine: str, checkpoint: Path, sin
     """
     forms = request.get("include", ["torchscript"])
     files = {form: file for form in forms if (file := written(checkpoint, form, since)) is not None}
-    known = {form: file for form, file in files.items() if form in RUNTIMES}
+    known = {form: file for form, file in files.items() if form in RUNTIMES and not _absent(form)}
     for form in (form for form in forms if form not in known):
-        print(f"lab: {form} was written; how to load it again is not known here, so it is not compared", flush=True)
+        lacks = f"{_absent(form)} is not installed" if form in RUNTIMES and _absent(form) else ""
+        why = lacks or "how to load it again is not known here"
+        print(f"lab: {form} was written; {why}, so it is not compared", flush=True)
     if not known:
         return
     size = request.get("imgsz", [project.image_size])
@@ -318,12 +326,64 @@ def _torchscript(file: Path, images: Array, batch: int) -> Array:
 def _openvino(directory: Path, images: Array, batch: int) -> Array:
     import openvino  # noqa: PLC0415  not in the image
 
-    model: Any = openvino.Core().compile_model(str(next(directory.glob("*.xml"))), "CPU")
+    # else the plugin computes in bfloat16 or float16 where the processor has them, and a right export seems wrong
+    exact = {"INFERENCE_PRECISION_HINT": "f32"}
+    model: Any = openvino.Core().compile_model(str(next(directory.glob("*.xml"))), "CPU", exact)
     return _in_batches(images, batch, lambda part: model(part)[model.output(0)])
+
+
+def _tensorrt(file: Path, images: Array, batch: int) -> Array:
+    import tensorrt  # noqa: PLC0415  not in the image
+    import torch  # noqa: PLC0415  seconds
+
+    if not torch.cuda.is_available():
+        raise LabError(f"{file.name} runs on a GPU alone, and torch finds none: `lab doctor` says why", FAILED)
+    log = tensorrt.Logger(tensorrt.Logger.ERROR)
+    engine: Any = tensorrt.Runtime(log).deserialize_cuda_engine(_plan(file))
+    if engine is None:
+        raise LabError(
+            f"{file.name} cannot be loaded by tensorrt {tensorrt.__version__} on this GPU: an engine runs where it was "
+            "built, so export it here",
+            FAILED,
+        )
+    context = engine.create_execution_context()
+    names = [engine.get_tensor_name(number) for number in range(engine.num_io_tensors)]
+    entry = next(name for name in names if engine.get_tensor_mode(name) == tensorrt.TensorIOMode.INPUT)
+    results = [name for name in names if name != entry]
+    kinds = {name: np.dtype(tensorrt.nptype(engine.get_tensor_dtype(name))) for name in names}
+    stream = torch.cuda.Stream()
+
+    def call(part: Array) -> Any:
+        fed = torch.from_numpy(np.ascontiguousarray(part, kinds[entry])).cuda()
+        context.set_input_shape(entry, tuple(fed.shape))
+        held = {entry: fed}
+        for name in results:
+            shape = tuple(context.get_tensor_shape(name))
+            held[name] = torch.empty(shape, dtype=getattr(torch, kinds[name].name), device="cuda")
+        for name, tensor in held.items():
+            context.set_tensor_address(name, tensor.data_ptr())
+        torch.cuda.synchronize()  # the pictures are there, which were copied on another stream
+        if not context.execute_async_v3(stream.cuda_stream):
+            raise LabError(f"{file.name} loads but does not run: what TensorRT says stands above", FAILED)
+        torch.cuda.synchronize()
+        return held["output0" if "output0" in results else results[0]].float().cpu().numpy()
+
+    return _in_batches(images, batch, call)
+
+
+def _plan(file: Path) -> bytes:
+    """TensorRT's own bytes of an .engine: the ultralytics package puts a JSON text and its length before them."""
+    content = file.read_bytes()
+    length = int.from_bytes(content[:4], "little")
+    with contextlib.suppress(ValueError):
+        if isinstance(json.loads(content[4 : 4 + length]), dict):
+            return content[4 + length :]
+    return content
 
 
 RUNTIMES: dict[str, Callable[[Path, Array, int], Array]] = {
     "onnx": infer,
     "torchscript": _torchscript,
     "openvino": _openvino,
+    "engine": _tensorrt,
 }

@@ -62,9 +62,8 @@ def _go_on(job: Job, directory: Path, given: dict[str, Any], log: IO[str] | None
     asked = replace(asked, options={**options, **given}, done=False)
     _require_place(job, directory, asked)
     if "imgsz" in given:
-        limits.require_stride(
-            [int(given["imgsz"])], Path(asked.cfg or next(iter(asked.weights), "") or job.project.model).stem
-        )
+        named = asked.cfg or next(iter(asked.weights), "")
+        limits.require_stride([int(given["imgsz"])], weights.stride_of(named, job.project, job.engine.name))
     job.engine.refuse("train", asked.options)
     closing = standing.epochs >= epochs or (standing.ended and "epochs" not in given)
     prepared = Prepared("train", asked.options, asked.weights, asked.cfg, directory, asked.speed)
@@ -94,7 +93,7 @@ def _go_on(job: Job, directory: Path, given: dict[str, Any], log: IO[str] | None
     else:
         weights.require_checkpoint(last, job.project.show(last))
         say(f"going on with {name} after {standing.epochs} of {epochs} epochs{_schedule(given)}")
-        limits.require_room(directory, "yolov5n")
+        limits.require_room(directory, weights.parameters_of(str(last), job.project))
         start = training.Start(prepared, last, {key: value for key, value in given.items() if key in resume.HONOURED})
     came_from = job.project.show(last) if last else name
     dataset = _data_of(job, directory)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 import shutil
 from collections.abc import Sequence
@@ -14,8 +15,16 @@ CGROUP = Path("/sys/fs/cgroup")
 SHM = Path("/dev/shm")
 MEMINFO = Path("/proc/meminfo")
 MEBIBYTE = 1 << 20
+# files of a control group's memory, version 2 and 1: limit, use, what it is used for, and how lines begin there
+GROUP_MEMORY = (
+    ("memory.max", "memory.current", "memory.stat", ""),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_"),
+)
+PINNED_SHARE = 1 / 4  # of the free main memory, for uploads
+PINNED_WSL = 384 * MEBIBYTE  # 500 were refused in Docker under WSL2 (microsoft/WSL issue 14078)
 # parameters in millions, from the table of models in YOLOv5's README
 PARAMETERS = {"n": 1.9, "s": 7.2, "m": 21.2, "l": 46.5, "x": 86.7}
+P6 = 1.8  # a model with a P6 head has so many times the parameters
 
 
 def processors() -> int:
@@ -58,20 +67,23 @@ def workers_that_fit(wanted: int, batch: int, image_size: int) -> int:
     return min(wanted, free // per_worker)
 
 
-def room_needed(model: str) -> int:
-    """Bytes for the checkpoints of `model`, and 64 MiB for curves and pictures.
+def parameters_of(model: str) -> int:
+    """Parameters of yolov5s, yolov5x6u or yolov5x-p6, by name; a strange name counts as the smallest."""
+    known = re.fullmatch(r"yolov5([nsmlx])(6|-p6)?u?", model)
+    return round(1e6 * (PARAMETERS[known[1]] * (P6 if known[2] else 1) if known else PARAMETERS["n"]))
+
+
+def room_needed(parameters: int) -> int:
+    """Bytes for the checkpoints of a model with so many parameters, and 64 MiB for curves and pictures.
 
     Four checkpoints of about 12 bytes a parameter (weights and their average in half precision, two moments of the
     optimiser in full): last.pt, the one before it, best.pt, and the one that is being written.
     """
-    letter = next((c for c in model.removeprefix("yolov5")[:1] if c in PARAMETERS), "n")
-    p6 = 1.8 if model.removeprefix("yolov5")[1:2] == "6" else 1.0
-    return 64 * MEBIBYTE + int(48e6 * PARAMETERS[letter] * p6)
+    return 64 * MEBIBYTE + 48 * parameters
 
 
-def require_stride(sides: Sequence[int], model: str) -> None:
-    """Raises LabError for a side of `--img` that is no multiple of the largest stride: 32, with a P6 head 64."""
-    stride = 64 if re.fullmatch(r"yolov5[nsmlx](6|-p6)u?", model) else 32
+def require_stride(sides: Sequence[int], stride: int) -> None:
+    """Raises LabError for a side of `--img` that is no multiple of the model's largest stride."""
     for side in sides:
         if side < stride or side % stride:
             near = max(stride, side - side % stride)
@@ -80,9 +92,9 @@ def require_stride(sides: Sequence[int], model: str) -> None:
             )
 
 
-def require_room(directory: Path, model: str) -> None:
-    """Raises LabError when the disk under `directory` has too little room for a run of `model`."""
-    need = room_needed(model)
+def require_room(directory: Path, parameters: int) -> None:
+    """Raises LabError when the disk under `directory` has too little room for a run of a model of that size."""
+    need = room_needed(parameters)
     free = shutil.disk_usage(directory).free
     if free < need:
         raise LabError(
@@ -98,11 +110,36 @@ def memory_free() -> int | None:
         free = int(fields["MemAvailable"].split()[0]) << 10
     except (OSError, KeyError, ValueError):
         return None
+    groups = (_group_memory_free(*files) for files in GROUP_MEMORY)
+    return max(0, min([free, *(left for left in groups if left is not None)]))
+
+
+def _group_memory_free(limit: str, used: str, stat: str, prefix: str) -> int | None:
+    """Bytes that a control group leaves; None without a limit. What it holds of files counts as free: it can go."""
     try:
-        limit = int((CGROUP / "memory.max").read_text()) - int((CGROUP / "memory.current").read_text())
-    except (OSError, ValueError):  # "max", or version 1
-        return free
-    return max(0, min(free, limit))
+        left = int((CGROUP / limit).read_text()) - int((CGROUP / used).read_text())
+    except (OSError, ValueError):  # "max", or another version
+        return None
+    try:
+        fields = dict(line.split() for line in (CGROUP / stat).read_text().splitlines())
+    except (OSError, ValueError):
+        return left
+    return left + sum(int(fields.get(f"{prefix}{kind}_file", 0)) for kind in ("active", "inactive"))
+
+
+def pinnable() -> int | None:
+    """Bytes of main memory that a rank may have locked for uploads to its GPU; None where the kernel does not tell.
+
+    A share of what is free, among the ranks here: locked memory is gone for everybody else. `ulimit -l` is no limit,
+    since NVIDIA's driver locks pages by itself; under WSL2 it refuses beyond some hundred MB.
+    """
+    free = memory_free()
+    if free is None:
+        return None
+    most = free * PINNED_SHARE
+    if "microsoft" in platform.release().lower():
+        most = min(most, PINNED_WSL)
+    return int(most) // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def is_full(directory: Path) -> bool:

@@ -15,7 +15,7 @@ import re
 import tarfile
 import zipfile
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -134,11 +134,13 @@ class _Reader(pickle.Unpickler):
         # what a model could be described by; a cache knows no model, and hands out a hundred thousand arrays
         self.held: deque[Any] = deque(maxlen=0 if known is CACHE else None)
 
+    base: type[_Made] = _Made  # of the stand-ins
+
     def find_class(self, module: str, name: str) -> Any:
         """A stand-in, whatever it is."""
         said = (module, name)
         if said not in self.asked:
-            self.asked[said] = _Named("Stand", (_Made,), {"said": said, "reader": self})
+            self.asked[said] = _Named("Stand", (self.base,), {"said": said, "reader": self})
         return self.asked[said]
 
     def persistent_load(self, about: Any) -> Any:
@@ -153,6 +155,53 @@ class _Reader(pickle.Unpickler):
         unknown = {said for said in self.asked if not self.known.fullmatch(" ".join(said))}
         called = {said for said in self.called if not CALLS.fullmatch(" ".join(said))}
         return {".".join(said) for said in unknown | called | self.driven} | set(_evaluated(self.held))
+
+
+class Thing(_Made):
+    """Stands for an object, and keeps what it is made of: what its maker was given, its state, and its items."""
+
+    given: tuple[Any, ...]
+    state: Any
+    items: dict[Any, Any]
+
+    def __new__(cls, *given: Any, **_: Any) -> Thing:
+        """Keeps what its maker is given."""
+        made = object.__new__(cls)
+        made.given, made.state, made.items = given, None, {}
+        return made
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.items[key] = value
+
+
+class _Describer(_Reader):
+    base = Thing
+
+    def persistent_load(self, about: Any) -> Any:
+        kind: Any = _Named("Stand", (Thing,), {"said": ("torch", "storage"), "reader": self})
+        return kind.__new__(kind, *about)
+
+
+def described(file: Path) -> tuple[Any, Callable[[str, int], bytes]]:
+    """What a checkpoint in torch's zip archive holds, a `Thing` for each object; nothing of it runs.
+
+    Returned beside it: reads so many bytes of the storage with a key. Raises OSError, ValueError, and whatever a
+    damaged pickle makes of itself.
+    """
+
+    def storage(key: str, size: int) -> bytes:
+        with zipfile.ZipFile(file) as archive:
+            home = archive.namelist()[0].partition("/")[0]
+            with archive.open(f"{home}/data/{key}") as inside:
+                return inside.read(size)
+
+    with file.open("rb") as opened:
+        if opened.read(len(ZIP)) != ZIP:
+            raise ValueError("no archive of torch's")
+        return _Describer(_archived(opened), CACHE).load(), storage
 
 
 def strangers(file: Path, known: re.Pattern[str] = CHECKPOINT) -> list[str]:

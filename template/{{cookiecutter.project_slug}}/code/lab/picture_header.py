@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import warnings
+from pathlib import Path
+from typing import IO
 
 from PIL import Image
 
@@ -18,8 +20,18 @@ class Enormous(ValueError):
 
 def dimensions(data: bytes, kinds: tuple[str, ...] = KINDS) -> tuple[int, int]:
     """Width and height as the header has them. Raises Enormous; ValueError when it is no picture of `kinds`."""
+    return _dimensions(io.BytesIO(data), kinds)
+
+
+def size_of(file: Path) -> tuple[int, int]:
+    """`dimensions` of a file, of which no more than the header is read. Raises OSError as well."""
+    with file.open("rb") as opened:
+        return _dimensions(opened, KINDS)
+
+
+def _dimensions(opened: IO[bytes], kinds: tuple[str, ...]) -> tuple[int, int]:
     try:
-        with Image.open(io.BytesIO(data), formats=kinds) as image:
+        with Image.open(opened, formats=kinds) as image:
             size: tuple[int, int] = image.size
             return size
     except Image.DecompressionBombError as error:

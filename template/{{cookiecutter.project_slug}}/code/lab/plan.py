@@ -17,7 +17,7 @@ from lab.doctor_torch import NO_AMP
 from lab.engines import Prepared
 from lab.gpu_list import listed, those
 from lab.job import Job
-from lab.resume import read_checkpoint
+from lab.weights import architecture
 
 GIB = 1 << 30
 NOMINAL = 64  # images whose gradients both engines gather before a step of the optimiser (`nbs`)
@@ -26,25 +26,24 @@ ACTIVATIONS = {"n": 0.072, "s": 0.141, "m": 0.266, "l": 0.427, "x": 0.625}
 CONTEXT = 0.7  # GiB: CUDA's context and cuDNN
 SLACK = 1.35  # the allocator's fragments and the convolutions' workspaces, fitted to YOLOv5's table of batch sizes
 STATE = 16  # bytes a parameter: weights, gradient, momentum, average
-P6 = 1.8  # a model with a P6 head has so many times the parameters
 TIGHT = 0.95  # of a GPU's memory: an estimate beyond it is said as a warning
 
 
-def memory_gib(model: str, batch: int, imgsz: int, amp: bool = True) -> float:
+def memory_gib(model: str, batch: int, imgsz: int, amp: bool = True, parameters: int = 0) -> float:
     """GiB that one GPU needs to train `model` (yolov5s, yolov5x6) with `batch` images of `imgsz` pixels a step.
 
-    The five batch sizes that YOLOv5 recommends for 16 GB come out at 13.0 to 15.5.
+    `parameters` is 0 where its name alone is known. The five batch sizes that YOLOv5 recommends for 16 GB come out at
+    13.0 to 15.5.
     """
-    letter, p6 = size_of(model)
-    fixed = STATE * limits.PARAMETERS[letter] * 1e6 * (P6 if p6 else 1) / GIB
-    activations = ACTIVATIONS[letter] * (1 if amp else 2) * batch * (imgsz / 640) ** 2
+    fixed = STATE * (parameters or limits.parameters_of(model)) / GIB
+    activations = ACTIVATIONS[size_of(model)] * (1 if amp else 2) * batch * (imgsz / 640) ** 2
     return CONTEXT + fixed + SLACK * activations
 
 
-def size_of(model: str) -> tuple[str, bool]:
-    """("s", False) for yolov5s, ("x", True) for yolov5x6u or yolov5x-p6; a strange name counts as the smallest."""
+def size_of(model: str) -> str:
+    """ "s" for yolov5s, "x" for yolov5x6u or yolov5x-p6; a strange name counts as the smallest."""
     known = re.fullmatch(r"yolov5([nsmlx])(6|-p6)?u?", model)
-    return (known[1], bool(known[2])) if known else ("n", False)
+    return known[1] if known else "n"
 
 
 def accumulation(batch: int) -> str:
@@ -75,6 +74,7 @@ class Facts:
     cache_need: int = 0
     device: str = ""
     gpus: tuple[Gpu, ...] = field(default_factory=tuple)
+    parameters: int = 0  # as the checkpoint has them, 0 when only its name is known
 
 
 def look(job: Job, prepared: Prepared, dataset: data.Dataset) -> Facts:
@@ -83,7 +83,7 @@ def look(job: Job, prepared: Prepared, dataset: data.Dataset) -> Facts:
     assert run is not None, "a training has a directory"
     device = str(options.get("device", ""))
     images = {split: count(dataset, split) for split in ("train", "val")}
-    weights, model = _weights(job, prepared.weights, prepared.cfg)
+    weights, model, parameters = _weights(job, prepared.weights, prepared.cfg)
     cache = str(options.get("cache", ""))
     cache_need = cache_bytes(dataset, images, cache, int(options["imgsz"])) if cache else 0
     try:
@@ -100,7 +100,9 @@ def look(job: Job, prepared: Prepared, dataset: data.Dataset) -> Facts:
         imgsz=int(options["imgsz"]),
         workers=int(options["workers"]),
         disk_free=shutil.disk_usage(run).free,
-        disk_need=limits.room_needed(model) + (cache_need if cache == "disk" else 0),
+        parameters=parameters,
+        disk_need=limits.room_needed(parameters or limits.parameters_of(model))
+        + (cache_need if cache == "disk" else 0),
         shm_free=shm_free,
         memory_free=limits.memory_free(),
         cache=cache,
@@ -127,19 +129,18 @@ def model_of(job: Job, weights: list[str], cfg: str | None) -> str:
     return _weights(job, weights, cfg)[1]
 
 
-def _weights(job: Job, weights: list[str], cfg: str | None) -> tuple[str, str]:
-    """What it starts from, in words, and the model's size."""
+def _weights(job: Job, weights: list[str], cfg: str | None) -> tuple[str, str, int]:
+    """What it starts from, in words, the model's size by name, and its parameters as far as a checkpoint tells."""
     named = Path(cfg).stem if cfg else job.project.model
     model = named if re.fullmatch(r"yolov5[nsmlx](6|-p6)?u?", named) else job.project.model
     if not any(weights):
-        return f"none, from scratch; {Path(cfg or named).name} is a model of engine {job.engine.name}", model
+        return f"none, from scratch; {Path(cfg or named).name} is a model of engine {job.engine.name}", model, 0
     file = Path(weights[0])
     mib = file.stat().st_size / limits.MEBIBYTE
-    if read_checkpoint(file) is not None:
-        half = file.stat().st_size / 2e6  # a stripped checkpoint keeps two bytes a parameter
-        near = min(limits.PARAMETERS, key=lambda letter: abs(limits.PARAMETERS[letter] - half))
-        model = model if cfg else f"yolov5{near}"
-    return f"{job.project.show(file)}, {mib:.0f} MiB, whole and written by engine {job.engine.name}", model
+    found = None if cfg else architecture(file)
+    size = f", {found.parameters / 1e6:.1f} million parameters" if found else ""
+    words = f"{job.project.show(file)}, {mib:.0f} MiB{size}, whole and written by engine {job.engine.name}"
+    return words, found.model if found else model, found.parameters if found else 0
 
 
 def _checked(job: Job, dataset: data.Dataset) -> str:
@@ -251,7 +252,7 @@ def _memory(facts: Facts) -> str:
         return "no GPU is used: the processor trains, from main memory"
     if facts.batch == -1:
         return "--batch auto measures it first"
-    need = memory_gib(facts.model, -(-facts.batch // _ranks(facts)), facts.imgsz, not no_amp(facts))
+    need = memory_gib(facts.model, -(-facts.batch // _ranks(facts)), facts.imgsz, not no_amp(facts), facts.parameters)
     totals = [gpu.total for gpu in facts.gpus if gpu.total]
     if not totals:
         return f"about {need:.1f} GiB on each GPU"

@@ -17,10 +17,6 @@ REMARKS: tuple[tuple[str, str], ...] = (
         "pictures were dropped because a label or the file is broken: `lab data check`, with the same data, names them",
     ),
     (
-        "CUDA anomaly detected",
-        "--batch -1 could not measure this GPU, another program may be using it: the batch is 16; better give one",
-    ),
-    (
         "pycocotools unable to run",
         "the boxes are written as COCO JSON; the mAP above is the engine's own, pycocotools is not in this image",
     ),

@@ -9,26 +9,36 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from lab import pickles
-from lab.dataset import Dataset, label_file
+from lab.dataset import Dataset, entries, label_file
 from lab.errors import LabError
+from lab.picture_header import size_of
 
 
 def drop(dataset: Dataset) -> list[Path]:
     """Delete the caches of `dataset` that are older than what they hold; returns them.
 
     Costs one look at each file, as the engines' own check does. Raises LabError where a stale file cannot be deleted,
-    and where an array is no decoded picture, which an engine would take it for.
+    and where an array is somebody's own, which an engine would take for the picture.
     """
-    stale = [*_label_caches(dataset), *_pictures(dataset)]
+    arrays = list(suspects(dataset))
+    if theirs := next((one for one in arrays if one.foreign), None):
+        raise LabError(
+            f"{theirs.array} is no picture that an engine decoded (it {theirs.why}), but both engines would train on "
+            f"it instead of {theirs.picture.name}: keep such arrays in a folder of their own; `lab data check --fix` "
+            "moves them aside"
+        )
+    stale = [*_label_caches(dataset), *(one.array for one in arrays)]
     for file in stale:
         try:
             file.unlink(missing_ok=True)
         except OSError as error:
             raise LabError(
-                f"{file} is older than the data it was made from and cannot be deleted ({error.strerror}): delete it"
+                f"{file} is older than the data it was made from, or cut short, and cannot be deleted "
+                f"({error.strerror}): delete it"
             ) from error
     return stale
 
@@ -90,31 +100,79 @@ def _caches(dataset: Dataset) -> set[Path]:
     return {cache for cache in places | lists if cache.is_file()}
 
 
-def _pictures(dataset: Dataset) -> Iterator[Path]:
-    for directory in {image.parent for split in dataset.sources for image in dataset.images(split)}:
-        arrays = [path for path in directory.glob("*.npy") if path.is_file()] if directory.is_dir() else []
-        if not arrays:
-            continue
-        made = {path.stem: path for path in arrays}
-        for image in directory.iterdir():
-            array = made.get(image.stem)
-            if array is None or image.suffix == ".npy":
-                continue
-            if not decoded(array):
-                raise LabError(
-                    f"{array} is no picture that an engine decoded, but both engines would train on it instead of "
-                    f"{image.name}: move such arrays to a folder of their own"
-                )
-            if array.stat().st_mtime_ns <= _changed(image):
-                yield array
+@dataclass(frozen=True)
+class Suspect:
+    """An array beside a picture, which both engines would read instead of it, and should not.
+
+    `foreign`: no engine made it of this picture, so it is somebody's own. Else it is an engine's, and worth nothing.
+    """
+
+    split: str
+    array: Path
+    picture: Path
+    foreign: bool
+    why: str
 
 
-def decoded(array: Path) -> bool:
-    """Whether `array` can be what --cache disk makes of a picture: uint8 (H, W, 3). Only its header is read."""
-    import numpy as np  # noqa: PLC0415  few data sets have any
+def suspects(dataset: Dataset) -> Iterator[Suspect]:
+    """The arrays beside the pictures of `dataset` that must not be read, each once. Reads headers, and no pixels."""
+    some: dict[str, bool] = {}  # whether a directory holds any array: most hold none
+    seen: set[str] = set()
+    for entry in entries(dataset):
+        directory = entry.path.rpartition("/")[0]
+        if directory not in some:
+            some[directory] = _holds_arrays(directory)
+        array = f"{entry.path.rpartition('.')[0]}.npy"
+        if some[directory] and array not in seen and os.path.isfile(array):  # noqa: PTH113
+            found = _judged(entry.split, Path(array), Path(entry.path))
+            if found is not None:
+                seen.add(array)
+                yield found
 
+
+def _holds_arrays(directory: str) -> bool:
     try:
-        held = np.load(array, mmap_mode="r")
-    except (OSError, ValueError, EOFError):
-        return True  # cut short while it was written: a cache, and to be made again
-    return bool(held.dtype == np.uint8 and held.ndim == 3 and held.shape[2] == 3)
+        with os.scandir(directory) as found:
+            return any(entry.name.endswith(".npy") for entry in found)
+    except OSError:
+        return False
+
+
+def _judged(split: str, array: Path, picture: Path) -> Suspect | None:
+    """None for an array that may be read.
+
+    Both engines write what cv2.imread returns: uint8, height x width x 3 of the whole picture, turned as its EXIF tag
+    says or, in other versions of OpenCV, as it lies in the file. They find a file that was cut off while it was
+    written, and do not write it again. Of a picture that Pillow cannot read nothing can be said.
+    """
+    try:
+        status = array.stat()
+        held = _held(array)
+        width, height = size_of(picture)
+    except (OSError, ValueError):
+        return None
+    whole = [((height, width, 3), "uint8"), ((width, height, 3), "uint8")]
+    if status.st_size and held not in whole:
+        shape, kind = held
+        described = f"{' x '.join(map(str, shape))} of {kind}" if kind else "no plain array"
+        return Suspect(split, array, picture, True, f"holds {described}, and the picture is {height} x {width}")
+    if status.st_size < 3 * height * width:
+        return Suspect(split, array, picture, False, "is cut short")
+    if status.st_mtime_ns <= _changed(picture):
+        return Suspect(split, array, picture, False, f"is older than {picture.name}")
+    return None
+
+
+def _held(array: Path) -> tuple[tuple[int, ...], str]:
+    """Shape and type by the header alone; ((), "") where that is none. Raises OSError."""
+    from numpy.lib import format as npy  # noqa: PLC0415  few data sets have any
+
+    with array.open("rb") as opened:
+        try:
+            # an engine's header is of the first version: it is short
+            if npy.read_magic(opened) == (1, 0):
+                shape, _, kind = npy.read_array_header_1_0(opened)
+                return tuple(shape), str(kind)
+        except ValueError:
+            pass
+    return (), ""

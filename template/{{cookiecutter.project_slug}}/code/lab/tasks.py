@@ -218,12 +218,13 @@ def _options(job: Job) -> dict[str, Any]:
 
 
 def _image_size(job: Job) -> Any:
-    """`--imgsz`, a multiple of the largest stride: 32, and 64 for models with a P6 head."""
+    """`--imgsz`, a multiple of the network's largest stride: 32, and 64 with a P6 head."""
     request = job.request
     many = request.task in ("detect", "export")
     size = request.get("imgsz", [job.project.image_size] if many else job.project.image_size)
-    model = Path(request.get("cfg") or _first(request.get("weights")) or job.project.model).stem
-    limits.require_stride(size if isinstance(size, list) else [size], model)
+    named = request.get("cfg") or _first(request.get("weights"))
+    stride = weights.stride_of(named, job.project, job.engine.name)
+    limits.require_stride(size if isinstance(size, list) else [size], stride)
     return size
 
 
@@ -364,7 +365,7 @@ def _run_directory(job: Job, model: str) -> Iterator[Path | None]:
     base = base if base.is_absolute() else project.root / base
     limits.require_writable(base)
     if request.task == "train":
-        limits.require_room(base, Path(model).stem)
+        limits.require_room(base, weights.parameters_of(model, project))
     directory = _claim(base, str(request.get("name", "exp")), request.get("exist_ok", False))
     try:
         yield directory

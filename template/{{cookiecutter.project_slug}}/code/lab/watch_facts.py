@@ -281,6 +281,8 @@ def _feed(project: Project, training: Training, seen: Seen, asked: resume.Asked,
     if training.path in (plan.STORE, plan.DEVICE):
         facts = replace(facts, unstored_bytes=0)  # it reads from the store
     totals = [gpu.total for gpu in seen.used if gpu.total]
+    # where it paints on the GPU already, there is room for it
+    painting = plan.painting_bytes(training.batch, training.imgsz) if training.path == plan.DEVICE else 0
     load, free = seen.load, facts.memory_free or 0
     files = file_bytes(dataset, images)
     # loaders that hold no processor busy, and a disk that gives: so much, it seems, and no more
@@ -299,8 +301,7 @@ def _feed(project: Project, training: Training, seen: Seen, asked: resume.Asked,
         unstored_bytes=facts.unstored_bytes,
         imgsz=training.imgsz,
         gpus=training.ranks if facts.device == "cuda" else 0,
-        # where it paints on the GPU already, there is room for it
-        gpu_bytes=max(int(min(totals)) << 20 if totals else 0, 2 * plan.PAINT if training.path == plan.DEVICE else 0),
+        gpu_bytes=max(int(min(totals)) << 20 if totals else 0, painting),
         store_obstacle=plan.inexpressible(facts),
     )
     return Feed(facts, host)

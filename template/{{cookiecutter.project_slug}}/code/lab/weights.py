@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+import math
 import os
 import re
+import struct
 import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from lab import pickles
+from lab import limits, pickles
 from lab.errors import LabError
 from lab.project import Project
 
@@ -96,3 +102,92 @@ def engine_of(checkpoint: Path) -> str | None:
     if b"cmodels.yolo\n" in pickle:
         return "yolov5"
     return "yolov5u" if b"cultralytics.nn." in pickle else None
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What a checkpoint says of its network: the number of parameters, and the largest stride in pixels."""
+
+    parameters: int
+    stride: int
+
+    @property
+    def model(self) -> str:
+        """The published model that is nearest in size: yolov5s, or yolov5s6 with a P6 head."""
+        p6 = self.stride >= 64
+        millions = self.parameters / 1e6 / (limits.P6 if p6 else 1)
+        near = min(limits.PARAMETERS, key=lambda letter: abs(math.log(limits.PARAMETERS[letter] / millions)))
+        return f"yolov5{near}{'6' if p6 else ''}"
+
+
+def architecture(checkpoint: Path) -> Architecture | None:
+    """The network in a .pt file of either engine, read without running anything of it; None when it cannot be told."""
+    try:
+        status = checkpoint.stat()
+    except OSError:
+        return None
+    return _architecture(checkpoint, status.st_mtime_ns, status.st_size)
+
+
+@functools.lru_cache(maxsize=8)
+def _architecture(checkpoint: Path, _changed: int, _size: int) -> Architecture | None:
+    try:
+        held, storage = pickles.described(checkpoint)
+        model = held.get("ema") or held["model"]
+        found = Architecture(_parameters(model), int(max(_numbers(model.state["stride"], storage))))
+    except Exception:  # a damaged or foreign file fails in its own ways, and what loads it afterwards says so
+        return None
+    sensible = found.parameters > 0 and found.stride in (8, 16, 32, 64, 128)
+    return found if sensible else None
+
+
+def _parameters(module: Any) -> int:
+    """Parameters of a network and all its parts, each once."""
+    number = 0
+    seen: set[int] = set()
+    left = [module]
+    while left:
+        one = left.pop()
+        if not isinstance(one, pickles.Thing) or id(one) in seen or not isinstance(one.state, dict):
+            continue
+        seen.add(id(one))
+        left += _items(one.state["_modules"]).values()
+        for parameter in _items(one.state["_parameters"]).values():
+            if parameter is not None and id(parameter) not in seen:
+                seen.add(id(parameter))
+                number += math.prod(parameter.given[0].given[2])  # of torch._utils._rebuild_parameter(tensor, ...)
+    return number
+
+
+def _items(held: Any) -> dict[Any, Any]:
+    items: dict[Any, Any] = held if isinstance(held, dict) else held.items
+    return items
+
+
+def _numbers(tensor: Any, storage: Callable[[str, int], bytes]) -> tuple[float, ...]:
+    """The few numbers of a small tensor, from torch._utils._rebuild_tensor_v2(storage, offset, size, ...)."""
+    (_, kind, key, *_), offset, (count, *_) = tensor.given[0].given, tensor.given[1], tensor.given[2]
+    letter, width = {"FloatStorage": ("f", 4), "HalfStorage": ("e", 2), "DoubleStorage": ("d", 8)}[kind.said[1]]
+    if not 0 < offset + count <= 16:
+        raise ValueError("no strides")
+    return struct.unpack_from(f"<{count}{letter}", storage(key, width * (offset + count)), width * offset)
+
+
+def stride_of(name: str, project: Project, engine: str) -> int:
+    """The largest stride of the network that --weights or --cfg `name` means, "" for lab.yaml's model.
+
+    Read from a checkpoint that is here; else by the published name, and 32 for any other.
+    """
+    if OFFICIAL.fullmatch(name) and engine == "yolov5u":
+        name = f"{Path(name).stem.removesuffix('u')}u.pt"
+    file = project.find(name) if name else at_hand(project, engine)
+    if file is not None and file.suffix == ".pt" and (found := architecture(file)) is not None:
+        return found.stride
+    return 64 if re.fullmatch(r"yolov5[nsmlx](6|-p6)u?", Path(name or project.model).stem) else 32
+
+
+def parameters_of(name: str, project: Project) -> int:
+    """Parameters of the network that --weights or --cfg `name` means; by its name where no checkpoint tells."""
+    file = project.find(name) if name.endswith(".pt") else None
+    found = architecture(file) if file is not None else None
+    return found.parameters if found else limits.parameters_of(Path(name).stem)

@@ -1,11 +1,16 @@
 """`--batch auto` against devices that do not exist: their memory is a formula."""
 
+import json
 from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from lab import batch
+from lab.engines import Prepared
 from lab.errors import LabError
+from lab.fast.plan import painting_bytes
 
 GIB = 1 << 30
 
@@ -57,6 +62,35 @@ def test_no_more_than_there_are_images() -> None:
     found = batch.search(device(80, 1, 0.05), 80 * GIB, most=38)
     assert found is not None
     assert found.batch == 38
+
+
+@pytest.mark.parametrize("held", [0, 2 * GIB])
+def test_what_a_training_holds_beside_its_step_is_in_every_probe(
+    held: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    request = {
+        "devices": "", "most": 500, "result": str(tmp_path / "batch.json"), "beside": (held, (10 << 20) * bool(held)),
+        "pretended": {"total": 24 * GIB, "base": GIB, "per_image": 100 << 20},
+    }  # fmt: skip
+    batch.measure_all(request, lambda _, __: None, SimpleNamespace(device=str))
+    (found,) = json.loads((tmp_path / "batch.json").read_text(encoding="utf-8"))["devices"]
+    of_images = (110 if held else 100) << 20
+    assert found["measured"] == GIB + held + of_images * found["batch"]
+    assert found["measured"] <= 24 * GIB * 0.92
+    assert found["measured"] + of_images > 24 * GIB * 0.92 * batch.ENOUGH
+    said = batch.judge([found], 1).sentence
+    assert ("for images and their painting" in said) == bool(held)
+
+
+def test_what_is_held_beside_a_step_is_what_the_plan_says() -> None:
+    def held(**speed: object) -> tuple[int, int]:
+        return batch.beside(Prepared("train", {"imgsz": 640}, [""], None, None, speed))
+
+    assert held(data="store") == held() == (0, 0)
+    for resident in (0, 3 * GIB):
+        fixed, each = held(data="device", resident_bytes=resident)
+        assert fixed + 64 * each == resident + painting_bytes(64, 640, resident=resident > 0)
 
 
 def test_a_single_image_may_be_too_much() -> None:

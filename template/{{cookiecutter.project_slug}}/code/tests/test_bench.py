@@ -1,12 +1,15 @@
 """`lab bench`: the figures from turns, words that cannot be meant, and, in the container, three real arms."""
 
 import contextlib
+import io
 import json
 import os
 import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -53,6 +56,30 @@ def test_kernels_that_overlap_count_once() -> None:
     }
     assert turns.busy_seconds(turns.kernels(trace)) == pytest.approx(4)
     assert turns.busy_seconds([]) == 0
+
+
+def test_an_arm_gives_memory_back_before_each_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    did: list[str] = []
+    cuda = SimpleNamespace(
+        synchronize=lambda _: None, empty_cache=lambda: did.append("gave back"), max_memory_allocated=lambda _: 1,
+        reset_peak_memory_stats=lambda _: None,
+    )  # fmt: skip
+    torch = SimpleNamespace(cuda=cuda, device=lambda kind: SimpleNamespace(type=kind))
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    monkeypatch.setattr(turns, "facts", lambda *_: {})
+
+    class Line(turns.Line):
+        def tell(self, **answer: Any) -> None:
+            assert did[-1:] == ["gave back"], answer
+            did.append("answered")
+
+    orders = [{"do": "go", "seconds": 0, "skip": 0}, {"do": "epoch"}, {"do": "go", "seconds": 0, "skip": 1}]
+    pipe = io.StringIO("".join(json.dumps(order) + "\n" for order in orders))
+    loader = turns.Turns([([0],)] * 2, Line(pipe, io.StringIO()), turns.OWN, lambda: "cuda")
+    batches = iter(loader)
+    for _ in range(1 + 2 + 2):
+        next(batches)
+    assert did.count("answered") == 3  # ready, the turn, the epoch
 
 
 @pytest.mark.parametrize(("batch", "pictures"), [(1, 256), (16, 256), (48, 288), (64, 256), (100, 400), (512, 2048)])

@@ -201,16 +201,33 @@ def test_what_lies_beside_the_pictures(root: Path, project: Project) -> None:
     }
 
 
-def test_fix_leaves_an_array_that_no_engine_made(root: Path, project: Project) -> None:
-    depth, cached = root / "images/train/000002.npy", root / "images/train/000003.npy"
+@pytest.mark.parametrize("listed", [False, True])
+def test_fix_moves_arrays_aside_and_undo_brings_them_back(
+    root: Path, project: Project, capsys: pytest.CaptureFixture[str], listed: bool
+) -> None:
+    """An engine's that is out of date, and somebody's own, which engines would train on; a fresh one stays."""
+    depth, cached, fresh = (root / f"images/train/{name}.npy" for name in ("000002", "000003", "000004"))
     np.save(depth, np.zeros((8, 8), np.float32))
-    np.save(cached, np.zeros((8, 8, 3), np.uint8))
-    for file in (depth, cached):
-        os.utime(file, (1, 1))
-    assert {("cache", "train", depth.name), ("cache", "train", cached.name)} <= found(root, project)
-    assert check_fix.set_aside(opened(root, project), project).caches == 1
-    assert depth.exists()
-    assert not cached.exists()
+    for array in (cached, fresh):
+        np.save(array, np.zeros((96, 96, 3), np.uint8))
+    os.utime(cached, (1, 1))
+    os.utime(fresh, (4e9, 4e9))
+    if listed:
+        lines = "".join(f"images/train/{picture.name}\n" for picture in (root / "images/train").glob("*.jpg"))
+        (root / "train.txt").write_text(lines, encoding="utf-8")
+        text = (root / "data.yaml").read_text(encoding="utf-8").replace("images/train", "train.txt")
+        (root / "data.yaml").write_text(text, encoding="utf-8")
+    assert found(root, project) == {("array", "train", depth.name), ("cache", "train", cached.name)}
+    before = contents(root)
+    words = ["data", "check", str(root / "data.yaml")]
+    assert cli.main([*words, "--fix"]) == 0
+    assert "moved 0 pictures and 2 arrays into data/planted/aside" in capsys.readouterr().out
+    gone = {f"images/train/{array.name}" for array in (depth, cached)}
+    assert {name for name in contents(root) if not name.startswith("aside/")} == set(before) - gone
+    assert contents(root)["aside/array/images/train/000002.npy"] == before["images/train/000002.npy"]
+    assert cli.main([*words, "--undo"]) == 0
+    assert contents(root) == before
+    assert cached.stat().st_mtime == 1
 
 
 def test_lists(root: Path, project: Project) -> None:

@@ -112,6 +112,42 @@ def test_the_same_for_any_number_of_threads_and_slots_and_resident(store: Store)
     assert all(equal(found[0], other) for other in found[1:])
 
 
+def test_it_is_said_when_the_store_has_outgrown_its_place_on_the_device(store: Store) -> None:
+    said: list[str] = []
+    batches = loader(store, budget=store.pixels.nbytes - 1, say=said.append)
+    assert not batches.resident
+    assert [sentence for sentence in said if "copied from the store, batch by batch" in sentence]
+    batches.close()
+    quiet: list[str] = []
+    loader(store, budget=store.pixels.nbytes, say=quiet.append).close()
+    loader(store, say=quiet.append).close()
+    assert not quiet
+
+
+def test_no_more_buffers_than_may_be_locked(store: Store) -> None:
+    from lab.fast import plan
+
+    said: list[str] = []
+    plenty = loader(store, say=said.append)
+    each = plenty.host_bytes // 3
+    found = [epoch(plenty)]
+    for room, slots in ((3 * each, 3), (2 * each + 1, 2), (each, 1)):
+        some = loader(store, room=room, say=said.append)
+        assert len(some._slots) == slots
+        assert some.host_bytes <= room
+        found.append(epoch(some))
+        some.close()
+    assert not said
+    none = loader(store, room=each - 1, say=said.append)
+    assert len(none._slots) == 2
+    assert "Uploads wait for the GPU" in said[0]
+    found.append(epoch(none))
+    assert all(equal(found[0], other) for other in found[1:])
+    assert plan.taken(plenty.shape.size) <= each
+    none.close()
+    plenty.close()
+
+
 def test_seed_and_epoch_say_the_order() -> None:
     from lab.fast.device_loader import Shuffled
 

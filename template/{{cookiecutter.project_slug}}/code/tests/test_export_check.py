@@ -1,8 +1,13 @@
 """Exports are loaded again and compared; a difference beyond the tolerance is an error."""
 
+import importlib.util
 import re
+import sys
 import time
+import types
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -148,6 +153,176 @@ def test_the_file_of_this_export_is_found(tmp_path: Path) -> None:
     assert written(checkpoint, "openvino", begun) == tmp_path / "best_openvino_model"
     assert written(checkpoint, "torchscript", begun) is None
     assert written(checkpoint, "onnx", begun + 60) is None
+
+
+PART = np.random.default_rng(1).random((3, 3, 8, 8), np.float32)
+
+
+def test_openvino_is_asked_for_full_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its plugin rounds to 16 bits on processors that can, and the export would be refused for that."""
+    (tmp_path / "best.xml").touch()
+    asked: list[Any] = []
+
+    class Core:
+        def compile_model(self, *words: Any) -> Any:
+            asked.append(words)
+            return Compiled()
+
+    class Compiled:
+        def output(self, number: int) -> int:
+            return number
+
+        def __call__(self, part: Array) -> dict[int, Array]:
+            assert len(part) == 2
+            return {0: part * 2}
+
+    monkeypatch.setitem(sys.modules, "openvino", module("openvino", Core=Core))
+    found = export_check.RUNTIMES["openvino"](tmp_path, PART, 2)
+    assert np.array_equal(found, PART * 2)
+    assert asked == [(str(tmp_path / "best.xml"), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})]
+
+
+def test_openvino_computes_in_full_precision(tmp_path: Path) -> None:
+    """With the package itself, where it is installed: a layer whose numbers 16 bits cannot hold."""
+    openvino = pytest.importorskip("openvino", reason="openvino is not installed here")
+    from openvino import opset13 as layers
+
+    factors = np.random.default_rng(2).random((300, 192), np.float32)
+    entry = layers.parameter([2, 3, 8, 8], np.float32)
+    flat = layers.reshape(entry, np.array([2, 192]), False)
+    model = openvino.Model([layers.matmul(flat, layers.constant(factors), False, True)], [entry])
+    openvino.save_model(model, str(tmp_path / "best.xml"), compress_to_fp16=False)
+    exact = PART.reshape(3, -1).astype(np.float64) @ factors.T
+    assert np.abs(export_check.RUNTIMES["openvino"](tmp_path, PART, 2) - exact).max() < 1e-3
+
+
+def module(name: str, **inside: Any) -> types.ModuleType:
+    made = types.ModuleType(name)
+    made.__spec__ = ModuleSpec(name, None)
+    made.__dict__.update(inside)
+    return made
+
+
+class Tensor:
+    """As much of torch's as the runner uses; its "address" is found again by the context."""
+
+    made: ClassVar[dict[int, Array]] = {}
+
+    def __init__(self, numbers: Array) -> None:
+        self.numbers = numbers
+        self.shape = numbers.shape
+        Tensor.made[id(self)] = numbers
+
+    def data_ptr(self) -> int:
+        return id(self)
+
+    def same(self) -> "Tensor":
+        return self
+
+    cuda = cpu = float = same
+
+    def numpy(self) -> Array:
+        return self.numbers
+
+
+def graphics(monkeypatch: pytest.MonkeyPatch, available: bool = True) -> None:
+    """Stand-ins for torch with a GPU, and for tensorrt. An engine is b"TRT"; it doubles what it is given."""
+
+    class Engine:
+        num_io_tensors = 2
+
+        def get_tensor_name(self, number: int) -> str:
+            return ("images", "output0")[number]
+
+        def get_tensor_mode(self, name: str) -> int:
+            return int(name == "output0")
+
+        def get_tensor_dtype(self, _: str) -> str:
+            return "half"
+
+        def create_execution_context(self) -> "Context":
+            return Context()
+
+    class Context:
+        def __init__(self) -> None:
+            self.at: dict[str, int] = {}
+
+        def set_input_shape(self, name: str, shape: tuple[int, ...]) -> None:
+            assert (name, shape) == ("images", (2, 3, 8, 8))
+
+        def get_tensor_shape(self, _: str) -> tuple[int, ...]:
+            return (2, 3, 8, 8)
+
+        def set_tensor_address(self, name: str, place: int) -> None:
+            self.at[name] = place
+
+        def execute_async_v3(self, stream: int) -> bool:
+            assert stream == 7
+            given = Tensor.made[self.at["images"]]
+            assert given.dtype == np.float16
+            Tensor.made[self.at["output0"]][:] = given * 2
+            return True
+
+    trt = {
+        "__version__": "10.3.0",
+        "Logger": type("Logger", (), {"ERROR": 1, "__init__": lambda *_: None}),
+        "Runtime": lambda _: types.SimpleNamespace(
+            deserialize_cuda_engine=lambda it: Engine() if it == b"TRT" else None
+        ),
+        "TensorIOMode": types.SimpleNamespace(INPUT=0),
+        "nptype": lambda _: np.float16,
+    }
+    cuda = types.SimpleNamespace(
+        is_available=lambda: available,
+        Stream=lambda: types.SimpleNamespace(cuda_stream=7),
+        synchronize=lambda: None,
+    )
+    torch = {
+        "cuda": cuda,
+        "float16": np.float16,
+        "from_numpy": Tensor,
+        "empty": lambda shape, dtype, device: Tensor(np.empty(shape, dtype)),  # noqa: ARG005
+    }
+    monkeypatch.setitem(sys.modules, "tensorrt", module("tensorrt", **trt))
+    monkeypatch.setitem(sys.modules, "torch", module("torch", **torch))
+
+
+@pytest.mark.parametrize("header", [b"", (12).to_bytes(4, "little") + b'{"batch": 2}'])
+def test_a_tensorrt_engine_of_either_writer_is_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, header: bytes
+) -> None:
+    """The ultralytics package writes a JSON text before the engine."""
+    graphics(monkeypatch)
+    file = tmp_path / "best.engine"
+    file.write_bytes(header + b"TRT")
+    found = export_check.RUNTIMES["engine"](file, PART, 2)
+    assert found.shape == PART.shape
+    assert np.abs(found - PART * 2).max() < 2e-3
+
+
+def test_a_tensorrt_engine_that_does_not_load_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "best.engine"
+    file.write_bytes(b"built elsewhere")
+    graphics(monkeypatch)
+    with pytest.raises(LabError, match=r"best\.engine cannot be loaded by tensorrt 10\.3\.0 on this GPU"):
+        export_check.RUNTIMES["engine"](file, PART, 2)
+    graphics(monkeypatch, available=False)
+    with pytest.raises(LabError, match=r"best\.engine runs on a GPU alone, and torch finds none"):
+        export_check.RUNTIMES["engine"](file, PART, 2)
+
+
+def test_a_runtime_that_is_not_installed_is_told(
+    project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("best.engine", "best_paddle_model.paddle"):
+        (project.root / name).touch()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "tensorrt" else 1)
+    request = Request("export", {"include": ["engine", "paddle"]})
+    export_check.check(request, project, "yolov5u", project.root / "best.pt", 0)
+    assert capsys.readouterr().out.splitlines() == [
+        "lab: engine was written; tensorrt is not installed, so it is not compared",
+        "lab: paddle was written; how to load it again is not known here, so it is not compared",
+    ]
 
 
 @pytest.mark.container

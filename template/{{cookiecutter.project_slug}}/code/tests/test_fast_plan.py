@@ -7,7 +7,22 @@ import pytest
 
 from lab.errors import LabError
 from lab.fast import switches
-from lab.fast.plan import ALL, DEVICE, PLAIN, RING, STORE, Facts, Speed, Wish, decide, fitting, sentence
+from lab.fast.plan import (
+    ALL,
+    DEVICE,
+    PLAIN,
+    RING,
+    STORE,
+    Facts,
+    Speed,
+    Wish,
+    decide,
+    fitting,
+    painting_bytes,
+    pinned_slots,
+    sentence,
+    with_images,
+)
 from lab.fast.trial import STEPS, WARM, Trial
 
 GIB = 1 << 30
@@ -20,6 +35,7 @@ GPU = Facts(
     cache_free=100 * GIB,
     memory_free=64 * GIB,
     gpu_left=40 * GIB,
+    painting=GIB,
 )
 CPU = replace(GPU, device="cpu", gpu_left=None)
 
@@ -36,7 +52,7 @@ def test_a_gpu_paints_what_lives_on_it() -> None:
 def test_what_does_not_fit_is_never_chosen() -> None:
     small = decide(replace(GPU, gpu_left=4 * GIB), Wish())
     assert (small.data, small.resident_bytes) == (DEVICE, 0)
-    assert "10.0 GiB of images do not fit into the 4.0 GiB that a GPU has left" in small.reasons
+    assert "copied there: all 10.0 GiB do not fit into the 2.4 GiB left for them" in sentence(small)
     full = decide(replace(GPU, gpu_left=GIB // 2), Wish())
     assert full.data == STORE
     assert "0.5 GiB left" in full.reasons[0]
@@ -48,6 +64,32 @@ def test_what_does_not_fit_is_never_chosen() -> None:
     assert decide(replace(GPU, cache_free=0, unstored_bytes=0), Wish()).data == DEVICE  # it is there, whole
     with pytest.raises(LabError, match=r"--with device: /cache has 5\.0 GiB free"):
         decide(replace(GPU, cache_free=5 * GIB), Wish(with_=("device",)))
+
+
+def test_images_live_on_the_gpu_by_their_real_size() -> None:
+    guessed = decide(GPU, Wish())
+    larger = with_images(guessed, 39 * GIB)  # the images that were not looked at were the large ones
+    assert (larger.resident_bytes, larger.image_bytes) == (0, 39 * GIB)
+    assert "all 39.0 GiB do not fit into the 31.2 GiB left for them" in sentence(larger)
+    assert "of them live" not in sentence(larger)
+    smaller = with_images(decide(replace(GPU, store_bytes=50 * GIB), Wish()), 9 * GIB)
+    assert "where 9.0 GiB of them live" in sentence(smaller)
+    assert with_images(decide(CPU, Wish(with_=("store",))), 1).resident_bytes == 0
+
+
+def test_no_more_is_locked_than_there_is_room_for() -> None:
+    batch = 64 * 4 * 3 * 640**2  # 300 MiB, for which torch takes 512
+    assert pinned_slots(batch, 3, None) == pinned_slots(batch, 3, 64 * GIB) == 3
+    assert pinned_slots(batch, 3, 3 * 512 << 20) == 3
+    assert pinned_slots(batch, 3, (3 * 512 << 20) - 1) == 2
+    assert pinned_slots(batch, 3, 384 << 20) == 0
+
+
+def test_what_painting_takes_grows_with_the_batch() -> None:
+    few, many = (painting_bytes(pictures, 640) for pictures in (1, 64))
+    assert many - few == 63 * 7 * 3 * 640**2  # three painted, and a canvas of four to copy
+    assert painting_bytes(64, 640, mixup=True) > many > painting_bytes(64, 640, resident=True)
+    assert painting_bytes(1, 2560) > 160 * 2560**2  # one picture at a time takes what it takes
 
 
 def test_a_processor_keeps_the_engines_own_way_unless_told_or_tuned() -> None:

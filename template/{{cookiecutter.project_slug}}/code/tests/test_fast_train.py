@@ -12,7 +12,7 @@ from lab import cli, record, resume
 from lab.dataset import open_dataset
 from lab.errors import LabError
 from lab.fast import choose, tuned
-from lab.fast.plan import Speed
+from lab.fast.plan import Speed, with_images
 from lab.launch import Interrupted
 from lab.options import parse
 from lab.project import Project
@@ -29,9 +29,9 @@ def stores(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Stands in for the building of stores; returns the list of what was built."""
     built: list[str] = []
 
-    def store(_: Any, __: Any, split: str, imgsz: int) -> str:
+    def store(_: Any, __: Any, split: str, imgsz: int) -> tuple[str, int]:
         built.append(f"{split}-{imgsz}")
-        return f"/cache/{split}-{imgsz}"
+        return f"/cache/{split}-{imgsz}", 5
 
     monkeypatch.setattr(choose, "_store", store)
     return built
@@ -91,13 +91,32 @@ def test_a_run_that_goes_on_keeps_its_speed(
 def test_images_leave_a_gpu_whose_memory_ran_out(
     ready: Project, monkeypatch: pytest.MonkeyPatch, stores: list[str]
 ) -> None:
-    decided = Speed("device", resident_bytes=5, switches=("loss",))
+    decided = Speed("device", resident_room=5, switches=("loss",))
     monkeypatch.setattr(choose, "decide", lambda *_: decided)
     children = start(monkeypatch, 0)
     assert cli.main([*TRAIN, "--batch", "4"]) == 0
     first, second = speed_of(children), speed_of(children, 1)
     assert (first["resident_bytes"], second["resident_bytes"]) == (5, 0)
     assert second["switches"] == ["loss"]
+
+
+@pytest.mark.parametrize(("room", "estimate", "resident"), [(4, 3, 0), (5, 6, 5)])
+def test_images_live_on_a_gpu_by_the_size_of_the_opened_store(
+    ready: Project,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    stores: list[str],
+    room: int,
+    estimate: int,
+    resident: int,
+) -> None:
+    estimated = with_images(Speed("device", resident_room=room), estimate)
+    assert bool(estimated.resident_bytes) != bool(resident)
+    monkeypatch.setattr(choose, "decide", lambda *_: estimated)
+    children = start(monkeypatch)
+    assert cli.main(TRAIN) == 0
+    assert speed_of(children)["resident_bytes"] == resident
+    assert ("of them live" in capfd.readouterr().err) == bool(resident)
 
 
 def test_a_run_that_goes_on_takes_no_other_speed(

@@ -33,6 +33,39 @@ def test_processors_respect_the_control_group(
     assert limits.processors() == expected
 
 
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, 64),
+        ({"memory.max": "max", "memory.current": "1", "memory.stat": ""}, 64),
+        ({"memory.max": f"{8 << 30}", "memory.current": f"{6 << 30}", "memory.stat": "anon 5"}, 2),
+        ({"memory.max": f"{8 << 30}", "memory.current": f"{8 << 30}",
+          "memory.stat": f"inactive_file {3 << 30}\nactive_file {1 << 30}"}, 4),
+        ({"memory/memory.limit_in_bytes": f"{8 << 30}", "memory/memory.usage_in_bytes": f"{7 << 30}",
+          "memory/memory.stat": f"inactive_file 5\ntotal_inactive_file {2 << 30}"}, 3),
+        ({"memory/memory.limit_in_bytes": f"{1 << 62}", "memory/memory.usage_in_bytes": "1"}, 64),
+        ({"memory.max": f"{1 << 30}", "memory.current": f"{1 << 30}"}, 0),
+    ],
+)  # fmt: skip
+def test_free_memory_respects_the_control_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], expected: int
+) -> None:
+    (tmp_path / "meminfo").write_text(f"MemTotal: 1 kB\nMemAvailable: {64 << 20} kB\n")
+    (tmp_path / "memory").mkdir()
+    for name, text in files.items():
+        (tmp_path / name).write_text(text + "\n", encoding="utf-8")
+    monkeypatch.setattr(limits, "CGROUP", tmp_path)
+    monkeypatch.setattr(limits, "MEMINFO", tmp_path / "meminfo")
+    assert limits.memory_free() == expected << 30
+    monkeypatch.setattr(limits.platform, "release", lambda: "6.1.0-amd64")
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert limits.pinnable() == expected << 28
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert limits.pinnable() == expected << 26
+    monkeypatch.setattr(limits.platform, "release", lambda: "5.15.167.4-microsoft-standard-WSL2")
+    assert limits.pinnable() == min(expected << 28, 384 << 20) // 4
+
+
 def test_dockers_64_mb_of_shared_memory_feed_no_worker_at_640(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(0, 0, 64 << 20))
     assert limits.workers_that_fit(8, 16, 640) == 0
@@ -43,9 +76,9 @@ def test_dockers_64_mb_of_shared_memory_feed_no_worker_at_640(monkeypatch: pytes
 
 def test_a_small_disk_is_refused_before_the_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(0, 0, 1 << 30))
-    limits.require_room(tmp_path, "yolov5n")
+    limits.require_room(tmp_path, limits.parameters_of("yolov5n"))
     with pytest.raises(LabError, match="1024 MiB free"):
-        limits.require_room(tmp_path, "yolov5x6")
+        limits.require_room(tmp_path, limits.parameters_of("yolov5x6"))
 
 
 def test_devices_without_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -196,6 +196,32 @@ def test_images_that_the_store_lacks_come_from_their_files(
     assert np.abs(first[0].numpy().astype(int) - own[4][0].numpy()).mean() < 0.05
 
 
+def test_on_the_device_a_neighbour_is_painted_for_an_image_that_the_store_lacks(
+    engine: Any, plain_images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from lab.fast import device_yolov5
+
+    own = engine.LoadImagesAndLabels(str(plain_images), SIDE, 8, augment=True, hyp=hyp())
+    speed = {"data": "device", "stores": {"train": stored(own, lacking=10), "val": None}, "switches": []}
+    class_, create = engine.LoadImagesAndLabels, engine.create_dataloader
+    loader_yolov5.install(speed)
+    device_yolov5.install(speed)
+    try:
+        loader, _ = created(engine, plain_images, hyp=hyp(mixup=0.5))
+    finally:
+        engine.LoadImagesAndLabels, engine.create_dataloader = class_, create
+    assert isinstance(loader, device_yolov5.TrainLoader)
+    said = capsys.readouterr().err
+    assert "3 of 21 training images are not in the store: a neighbour is painted" in said
+    assert "read from their files" not in said
+    epoch = list(loader)
+    loader.close()
+    present = [name for number, name in enumerate(own.im_files) if number % 10]
+    standing_in = [own.im_files[number] for number in (1, 11, 1)]  # for the images 0, 10 and 20
+    assert sorted(name for batch in epoch for name in batch[2]) == sorted([*present, *standing_in])
+    assert all(len(targets) for _, targets, _, _ in epoch)
+
+
 @pytest.mark.parametrize("what", ["rect", "copy_paste"])
 def test_what_the_numbers_cannot_say_is_yolov5s_own(
     engine: Any, tmp_path: Path, what: str, capsys: pytest.CaptureFixture[str]

@@ -318,8 +318,39 @@ def test_the_trainer_gets_the_device_loader(images: Path, monkeypatch: pytest.Mo
     assert isinstance(loader, TrainLoader)
     assert loader.resident
     loader.close()
-    dataset.rows[0] = -1
+    dataset.rows[:] = -1
     assert get(trainer, "", mode="train") is own
+
+
+@pytest.mark.parametrize("kind", ["half of them", "leaning"])
+def test_a_neighbour_is_painted_for_an_image_that_the_store_lacks(
+    images: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from types import SimpleNamespace
+
+    import torch
+
+    from lab.fast import loader_yolov5u
+    from lab.fast.device_yolov5u import TrainLoader
+
+    hyp = arguments(workers=2, **KINDS[kind])
+    dataset = stored(images, "train", hyp, monkeypatch)
+    lacking = [0, len(dataset) - 1]
+    dataset.rows[lacking] = -1
+    own = loader_yolov5u.build.build_dataloader(dataset, 4, 0, shuffle=True, rank=-1, device="cpu")
+    said: list[str] = []
+    monkeypatch.setattr(loader_yolov5u, "_say", said.append)
+    trainer = SimpleNamespace(device=torch.device("cpu"), args=hyp)
+    loader = loader_yolov5u._on_device(lambda *_, **__: own, 0)(trainer, "")
+    assert isinstance(loader, TrainLoader)
+    assert f"2 of {len(dataset)} training images are not in the store: a neighbour" in said[0]
+    torch.manual_seed(7)
+    batches = list(loader)
+    loader.close()
+    names = [name for batch in batches for name in batch["im_file"]]
+    there = [name for number, name in enumerate(dataset.im_files) if number not in lacking]
+    assert sorted(names) == sorted([*there, there[0], there[0]])  # the last one's neighbour is the first
+    assert all(len(batch["cls"]) for batch in batches)
 
 
 def test_a_training_reads_from_the_store_and_goes_on(project: Project, shapes: Path, tmp_path: Path) -> None:

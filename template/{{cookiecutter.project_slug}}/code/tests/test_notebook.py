@@ -33,7 +33,6 @@ def test_every_cell_is_python(cells: list[str]) -> None:
         compile(cell, f"cell {number}", "exec")
 
 
-@pytest.mark.long
 @pytest.mark.container
 def test_the_notebook_runs(
     cells: list[str],

@@ -152,7 +152,7 @@ def test_a_few_pictures_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     store = made_draws.store()
     draws = made_draws.draws(store, 5)
     whole = by_torch(draws, store)
-    monkeypatch.setattr(paint_device, "CHUNK", 2 * 64 * 64 * paint_device.PIXEL_BYTES)
+    monkeypatch.setattr(paint_device, "UNFUSED", 2 * 64 * 64 * paint_device.UNFUSED_PIXEL)
     assert (by_torch(draws, store) == whole).all()
 
 

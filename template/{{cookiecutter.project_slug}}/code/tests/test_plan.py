@@ -40,8 +40,9 @@ def test_yolov5s_own_batch_sizes_for_16_gb_fill_16_gb(model: str, batch: int) ->
 
 def test_p6_models_and_other_names() -> None:
     assert 28 <= plan.memory_gib("yolov5x6u", 8, 1280) <= 32
-    assert plan.size_of("yolov5l-p6") == ("l", True)
-    assert plan.size_of("mine") == ("n", False)
+    assert plan.size_of("yolov5l-p6") == "l"
+    assert plan.size_of("mine") == "n"
+    assert limits.parameters_of("yolov5l-p6") == 83_700_000
 
 
 @pytest.mark.parametrize(

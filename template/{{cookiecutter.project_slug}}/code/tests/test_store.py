@@ -455,6 +455,26 @@ def test_flipped_pixels_are_found_and_mended(cache: Path, paths: list[str]) -> N
     assert right(made(cache, paths), paths)
 
 
+def test_a_checksum_notices_what_disks_do_to_pixels() -> None:
+    piece = store_files.PIECE
+    random = np.random.default_rng(0)
+    for size in (0, 1, piece - 1, piece, 5 * piece + 77):
+        pixels = random.integers(0, 256, size, dtype=np.uint8)
+        sums = {store_files.checksum(pixels)}
+        for at in {0, size // 2, size - 1} if size else ():
+            other = pixels.copy()
+            other[at] ^= 1
+            sums.add(store_files.checksum(other))
+        assert len(sums) == 1 + len({0, size // 2, size - 1} if size else ())
+        shifted = np.concatenate([np.zeros(3, np.uint8), pixels])[3:]  # as it lies in a file: at any byte
+        assert store_files.checksum(shifted) == store_files.checksum(pixels)
+    zeroed, traded, old = pixels.copy(), pixels.copy(), pixels.copy()
+    zeroed[piece : 2 * piece] = 0
+    traded[:piece], traded[piece : 2 * piece] = pixels[piece : 2 * piece], pixels[:piece]
+    old[-100:] = pixels[:100]
+    assert store_files.checksum(pixels) not in {store_files.checksum(other) for other in (zeroed, traded, old)}
+
+
 def test_widespread_damage_is_noticed_when_the_store_is_opened(cache: Path, paths: list[str]) -> None:
     store = made(cache, paths)
     (store.directory / "pixels-000001").write_bytes(bytes(40 * 64 * 36 * 3))
@@ -495,8 +515,8 @@ def test_the_disk_fills_while_building(cache: Path, paths: list[str], monkeypatc
 
     def full(descriptor: int, buffers: list[Any]) -> int:
         calls.append(1)
-        if len(calls) == 2:
-            real(descriptor, buffers[:3])  # as much as went in
+        if len(calls) == 20:  # in the second of three tasks
+            real(descriptor, [buffers[0][:9]])  # as much as went in
             raise OSError(errno.ENOSPC, "No space left on device")
         return real(descriptor, buffers)
 
@@ -513,10 +533,23 @@ def test_the_disk_fills_while_building(cache: Path, paths: list[str], monkeypatc
     assert pixel_bytes(store) == 40 * 64 * 36 * 3
 
 
+def test_each_image_is_written_while_the_cache_has_it(
+    cache: Path, paths: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.writev
+
+    def one(descriptor: int, buffers: list[Any]) -> int:
+        assert len(buffers) == 1
+        return real(descriptor, buffers)
+
+    monkeypatch.setattr(store_worker.os, "writev", one)
+    assert right(made(cache, paths), paths)
+
+
 def test_a_write_that_was_cut_short_is_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store_worker.os, "writev", lambda *_: 10)
     with pytest.raises(OSError, match="No space left"):
-        store_worker.append(-1, [picture(0)])
+        store_worker.append(-1, picture(0))
 
 
 def test_too_little_room_is_said_before_it_starts(

@@ -135,11 +135,13 @@ def test_the_worst_step_of_batch_auto_runs(engine: str, project: Project, tmp_pa
         "task": "batch", "upstream": str(project.upstream), "result": str(result), "weights": "", "cfg": cfg,
         "classes": 3, "imgsz": 64, "multi_scale": True, "labels": 40, "most": 500, "optimizer": "SGD",
         "devices": "0,1", "pretended": {"total": 16 << 30, "base": 1 << 30, "per_image": 70 << 20},
+        "beside": (2 << 30, 5 << 20),
     }  # fmt: skip
     run_child(Call(CODE / "lab" / f"run_{engine}.py", payload), project, None)
     devices = json.loads(result.read_text(encoding="utf-8"))["devices"]
     assert [device["device"] for device in devices] == ["0", "1"]
     assert all(0.08 <= 1 - device["measured"] / (16 << 30) < 0.12 for device in devices)
+    assert all(device["beside"] == (2 << 30) + (5 << 20) * device["batch"] for device in devices)
 
 
 def test_amp_is_judged_by_the_networks_own_numbers() -> None:

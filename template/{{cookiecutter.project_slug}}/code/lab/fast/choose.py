@@ -20,7 +20,19 @@ from lab import devices, plan, telemetry
 from lab.engines import Prepared
 from lab.errors import LabError
 from lab.fast import switches, tuned
-from lab.fast.plan import MARGIN, PLAIN, Facts, Speed, Wish, decide, fitting, require_consistent, sentence
+from lab.fast.plan import (
+    MARGIN,
+    PLAIN,
+    Facts,
+    Speed,
+    Wish,
+    decide,
+    fitting,
+    painting_bytes,
+    require_consistent,
+    sentence,
+    with_images,
+)
 from lab.job import Job, say
 from lab.options import Request
 from lab.project import Project
@@ -85,18 +97,23 @@ def _with_stores(job: Job, prepared: Prepared, dataset: data.Dataset | None, spe
     if speed.data != PLAIN and dataset is not None:
         imgsz = int(prepared.options["imgsz"])
         try:
-            places = {split: _store(job, dataset, split, imgsz) for split in ("train", "val")}
+            found = {split: _store(job, dataset, split, imgsz) for split in ("train", "val")}
+            places = {split: store and store[0] for split, store in found.items()}
             speed = replace(speed, stores=places)
+            if found["train"]:  # the plan knew the size of a few images only
+                speed = with_images(speed, found["train"][1])
         except LabError as error:
             if insist:
                 raise
             say(f"{error.sentence}; until then images are read the engine's own way")
-            speed = replace(speed, data=PLAIN, stores={}, resident_bytes=0, reasons=("there is no store",))
+            speed = Speed(
+                switches=speed.switches, val_period=speed.val_period, steps=speed.steps, reasons=("there is no store",)
+            )
     return replace(prepared, speed=speed.record())
 
 
-def _store(job: Job, dataset: data.Dataset, split: str, imgsz: int) -> str | None:
-    """The directory of the store of `split`; None when the split has no images."""
+def _store(job: Job, dataset: data.Dataset, split: str, imgsz: int) -> tuple[str, int] | None:
+    """The directory of the store of `split` and the bytes of its pixels; None when the split has no images."""
     from lab.fast.store_build import build  # noqa: PLC0415  OpenCV
     from lab.fast.store_decode import recipe_of  # noqa: PLC0415
     from lab.fast.store_files import cache_directory  # noqa: PLC0415
@@ -108,7 +125,7 @@ def _store(job: Job, dataset: data.Dataset, split: str, imgsz: int) -> str | Non
     cache = cache_directory(job.project, say)
     with _progress(split) as progress:
         store = build(cache, dataset.file.parent.name, paths, recipe, progress=progress)
-    return str(store.directory)
+    return str(store.directory), int(store.pixels.nbytes)
 
 
 def _paths(dataset: data.Dataset, split: str) -> list[str]:
@@ -153,7 +170,7 @@ def gather(job: Job, prepared: Prepared, dataset: data.Dataset, seen: plan.Facts
     """The facts of this host and this training; what costs time is only looked up where it matters."""
     options = prepared.options
     kind = device_kind(seen.device)
-    hyp = _hyp(options.get("hyp"))
+    hyp = hyper_parameters(options)
     need = {
         split: plan.cache_bytes(dataset, {split: number}, "ram", seen.imgsz) for split, number in seen.images.items()
     }
@@ -169,6 +186,8 @@ def gather(job: Job, prepared: Prepared, dataset: data.Dataset, seen: plan.Facts
         cache_free=free,
         memory_free=seen.memory_free,
         gpu_left=_gpu_left(seen),
+        # --batch auto measures it, in every probe
+        painting=0 if seen.batch < 1 else painting_bytes(_of_each(seen), seen.imgsz, bool(hyp.get("mixup"))),
         bf16="bf16" not in wanted.with_ or kind != switches.CUDA or _bf16(),
         compiler=any(map(shutil.which, COMPILERS)),
         polygons=float(hyp.get("copy_paste") or 0) > 0 and _polygons(dataset),
@@ -195,8 +214,9 @@ def _existing(place: Path) -> Path:
     return next(parent for parent in (place, *place.parents) if parent.exists())
 
 
-def _hyp(name: Any) -> dict[str, Any]:
-    """The --hyp file; it was read before, so it can be read."""
+def hyper_parameters(options: dict[str, Any]) -> dict[str, Any]:
+    """Of the --hyp file; it was read before, so it can be read."""
+    name = options.get("hyp")
     return dict(yaml.safe_load(Path(name).read_text(encoding="utf-8"))) if name else {}
 
 
@@ -206,11 +226,15 @@ def _gpu_left(seen: plan.Facts) -> int | None:
     if not totals:
         return None
     least = min(total - used for total, used in totals) << 20
-    if seen.batch < 1:  # --batch auto leaves a tenth
+    if seen.batch < 1:  # --batch auto fills what images that take a tenth leave
         return least // 10
-    ranks = len(seen.device.split(","))
     amp = not plan.no_amp(seen)
-    return least - int(plan.memory_gib(seen.model, -(-seen.batch // ranks), seen.imgsz, amp) * plan.GIB)
+    return least - int(plan.memory_gib(seen.model, _of_each(seen), seen.imgsz, amp, seen.parameters) * plan.GIB)
+
+
+def _of_each(seen: plan.Facts) -> int:
+    """Images of a GPU's batch."""
+    return -(-seen.batch // len(seen.device.split(",")))
 
 
 def _bf16() -> bool:

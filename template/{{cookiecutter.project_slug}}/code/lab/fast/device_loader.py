@@ -16,13 +16,15 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 
+from lab import limits
+from lab.fast import plan
 from lab.fast.draws import Draws
 from lab.fast.paint_device import Painter
 from lab.fast.sheet import NARROW, Shape, fill, most_bytes, scaled_hue
@@ -30,6 +32,7 @@ from lab.fast.store import Store
 
 POLL = 0.2  # seconds after which a waiting thread looks whether it is still wanted
 PIECE = 64 * 2**20  # bytes that go to the device at a time when all pixels do
+PAGEABLE = 2  # buffers where none may be locked: one is filled while the other is copied
 
 
 class Sampler(Protocol):
@@ -81,7 +84,7 @@ class _Slot:
     """Memory of the host for one batch on its way; free again when `uploaded` has happened."""
 
     sheet: torch.Tensor
-    pixels: torch.Tensor | None
+    pixels: torch.Tensor | None = None
     uploaded: torch.cuda.Event | None = None
 
 
@@ -202,9 +205,9 @@ class DeviceLoader:
     not fit `shape` raise ValueError; whatever `draw`, `labels` or reading raises, the loop gets.
 
     All pixels of the store go to the device if they take at most `budget` bytes; what model, optimizer and activations
-    need is the caller's to leave out, and under DDP each rank has a copy of its own. Otherwise `slots` batches lie in
-    pinned memory, and one on the device: see `host_bytes` and `device_bytes`. `waited` counts the seconds that the
-    training loop waited for batches.
+    need is the caller's to leave out, and under DDP each rank has a copy of its own. Otherwise up to `slots` batches
+    lie in pinned memory, which has `room` bytes, and one on the device: see `host_bytes` and `device_bytes`. `waited`
+    counts the seconds that the training loop waited for batches.
     """
 
     def __init__(
@@ -222,6 +225,7 @@ class DeviceLoader:
         budget: int = 0,
         threads: int = 4,
         slots: int = 3,
+        room: int | None = None,
         drop_last: bool = False,
         channels_last: bool = False,
         compiled: bool | None = None,
@@ -242,15 +246,28 @@ class DeviceLoader:
         # before the training's kernels, which are long: the loop waits for these
         self._stream = torch.cuda.Stream(device, priority=-1) if self._cuda else None
         self._say = say
+        if budget and not self.resident:
+            say(
+                f"the images take {store.pixels.nbytes >> 20} MiB and the GPU's memory was to hold {budget >> 20}, so "
+                "they are copied from the store, batch by batch"
+            )
+        each = [self.shape.size] if self.resident else [self.shape.size, size]
+        if room is None and self._cuda:
+            room = limits.pinnable()
+        pinned = plan.pinned_slots(sum(map(plan.taken, each)), slots, room)
+        if not pinned:
+            say(
+                f"Uploads wait for the GPU, which is slower: a batch may take {sum(each) >> 20} MiB, too much to be "
+                f"locked where {(room or 0) >> 20} MiB may be: a smaller --batch, or more memory, lifts it"
+            )
+        self._pin = self._cuda and pinned > 0
         # what this stream writes to must come from its own memory: on another's, older work may still be at it
         with self._beside():
             self.painter = Painter(self.shape, device, channels_last, compiled, say)
             self._pixels = self._resident() if self.resident else torch.empty(size, dtype=torch.uint8, device=device)
-        self._slots = [
-            _Slot(self._host(self.shape.size), None if self.resident else self._host(size)) for _ in range(slots)
-        ]
+        self._slots = [_Slot(*map(self._host, each)) for _ in range(pinned or min(slots, PAGEABLE))]
         self.device_bytes = 0 if self.resident and not self._cuda else size
-        self.host_bytes = slots * (_taken(self.shape.size) + (0 if self.resident else _taken(size)))
+        self.host_bytes = len(self._slots) * sum(map(plan.taken, each) if pinned else each)
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads, "lab-copy")
 
@@ -321,8 +338,9 @@ class DeviceLoader:
                 self._pixels[: staged.size].copy_(slot.pixels[: staged.size], non_blocking=True)
             images = self.painter(self._pixels, slot.sheet)[: len(staged.draws)]
             if isinstance(labels, torch.Tensor):
-                if self._cuda and labels.numel():
-                    labels = labels.pin_memory()
+                if self._pin and labels.numel():
+                    with suppress(RuntimeError):  # no more may be locked: they are small, so that costs little
+                        labels = labels.pin_memory()
                 labels = labels.to(self.device, non_blocking=True)
             if self._cuda:
                 event = slot.uploaded = torch.cuda.Event(blocking=True)
@@ -343,7 +361,7 @@ class DeviceLoader:
         return torch.cuda.stream(self._stream) if self._cuda else nullcontext()
 
     def _host(self, size: int) -> torch.Tensor:
-        if self._cuda:
+        if self._pin:
             try:
                 return torch.empty(size, dtype=torch.uint8, pin_memory=True)
             except RuntimeError as error:  # little may be pinned under WSL2
@@ -363,8 +381,3 @@ class DeviceLoader:
             np.copyto(piece.numpy()[: len(part)], part)
             pixels[first : first + len(part)].copy_(piece[: len(part)])
         return pixels
-
-
-def _taken(size: int) -> int:
-    """Bytes of the host that torch takes for `size` bytes of pinned memory: it rounds up to a power of two."""
-    return 1 << (size - 1).bit_length()

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 
 from lab.fast.device_engine import EngineLoader
@@ -28,8 +29,8 @@ def install(speed: Mapping[str, Any]) -> None:
         if not named.get("augment"):
             return own(*given, **named)  # type: ignore[no-any-return]
         loader, dataset = own(*given, **{**named, "workers": 0})  # threads of this process do the work
-        if not dataset.whole_batches or (dataset.rows < 0).any():
-            _say("some training images cannot be painted from the store on the GPU, so the processor paints all")
+        if not dataset.whole_batches or (dataset.rows < 0).all():
+            _say("the training images cannot be painted from the store on the GPU, so the processor paints them")
             return own(*given, **named)  # type: ignore[no-any-return]
         device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
         return TrainLoader(
@@ -52,21 +53,28 @@ class TrainLoader(EngineLoader):
     """Batches of a StoredImagesAndLabels, painted on `device`, in the order of YOLOv5's `loader`, which it replaces.
 
     A batch is images, uint8 (B, 3, S, S) on the device, labels, float32 (n, 6) on the device, paths, and None: what
-    train.py takes. Every image must be in the store. `budget`: bytes that the store may take on the device.
+    train.py takes. Some image must be in the store. `budget`: bytes that the store may take on the device.
     """
 
     def __init__(self, loader: Any, device: torch.device, budget: int, threads: int, **named: Any) -> None:
         data, hyp = loader.dataset, loader.dataset.hyp
+        self._complete = bool((data.rows >= 0).all())
         layers, perspective = 2 if hyp.get("mixup") else 1, bool(hyp.get("perspective"))
         shape = Shape(data.img_size, loader.batch_size, layers, perspective=perspective)
         # what the sampler gives are places in `indices`, under DDP those of the images that are this rank's
-        named["indices"] = lambda: data.indices
+        named["indices"] = self._present
         super().__init__(loader, shape, device, adapt=self._parts, budget=budget, threads=threads, **named)
 
     def drawn(self, images: list[int]) -> Draws:
         """As YOLOv5 draws, by its hyper-parameters of this moment."""
         data = self.dataset
-        return draw(images, data.sizes, data.indices, data.hyp, data.img_size, data.mosaic, self.chance, self.numbers)
+        partners = self._present()
+        return draw(images, data.sizes, partners, data.hyp, data.img_size, data.mosaic, self.chance, self.numbers)
+
+    def _present(self) -> Any:
+        """The images of this moment, or who stands in for them."""
+        indices = self.dataset.indices
+        return indices if self._complete else self.stand_in[np.asarray(indices, np.int64)]
 
     def _parts(self, batch: Batch) -> tuple[Any, Any, tuple[str, ...], None]:
         return batch.images, batch.labels, tuple(self.dataset.im_files[i] for i in batch.indices.tolist()), None

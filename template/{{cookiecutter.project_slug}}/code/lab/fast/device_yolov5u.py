@@ -19,7 +19,7 @@ from lab.fast.sheet import Shape, shifted_hue
 class TrainLoader(EngineLoader):
     """Batches of a StoredDataset, painted on `device`, in the order of ultralytics' `loader`, which it replaces.
 
-    Every image must be in the store. `budget`: bytes that the store may take there.
+    Some image must be in the store. `budget`: bytes that the store may take there.
     """
 
     rules = YOLOV5U
@@ -32,6 +32,7 @@ class TrainLoader(EngineLoader):
             shape,
             device,
             adapt=self._described,
+            indices=lambda: self.stand_in,
             tables=shifted_hue,
             budget=budget,
             threads=threads,
@@ -45,8 +46,9 @@ class TrainLoader(EngineLoader):
 
     def drawn(self, images: list[int]) -> Draws:
         """As ultralytics draws, by its hyper-parameters of this moment."""
-        drawing: Drawing = replace(self.dataset.drawing, chance=self.chance, numbers=self.numbers)
-        return drawing.batch(images)
+        drawing: Drawing = self.dataset.drawing
+        own = replace(drawing, chance=self.chance, numbers=self.numbers, stand_in=self.stand_in)
+        return own.batch(images)
 
     def _described(self, batch: Batch) -> dict[str, Any]:
         return dict(self.dataset.described(batch.labels, batch.indices.tolist(), batch.images))

@@ -80,7 +80,8 @@ class Drawing:
     """Draws batches of N images. Rows of its Draws count those, as `sizes` does.
 
     `ring` is None where any image may be a mosaic's partner, as in ultralytics with `cache=ram`. `chance`: `random` or
-    a random.Random; `numbers`: `numpy.random` or a RandomState.
+    a random.Random; `numbers`: `numpy.random` or a RandomState. `stand_in`, int64 (N): who takes the place of each
+    partner that was drawn; None where each takes its own.
     """
 
     hyp: Any
@@ -89,6 +90,7 @@ class Drawing:
     ring: Ring | None = None
     chance: Any = random
     numbers: Any = np.random
+    stand_in: Any = None
 
     def batch(self, images: Sequence[int]) -> Draws:
         """The numbers of one picture for each of `images` (0 to N - 1)."""
@@ -98,7 +100,7 @@ class Drawing:
             self._load(image)
             self._layer(drawn, picture, image)
             if self.chance.uniform(0, 1) <= hyp.mixup:
-                partner = self.chance.randint(0, len(self.sizes) - 1)
+                partner = self._any()
                 self._load(partner)
                 self._layer(drawn, picture, partner)
                 share = self.numbers.beta(BETA, BETA)
@@ -124,6 +126,10 @@ class Drawing:
             flip=np.array(flips, bool),
             scale=scale,
         )
+
+    def _any(self) -> int:
+        image: int = self.chance.randint(0, len(self.sizes) - 1)
+        return image if self.stand_in is None else int(self.stand_in[image])
 
     def _load(self, image: int) -> None:
         if self.ring is not None:
@@ -162,7 +168,7 @@ class Drawing:
 
     def _partners(self) -> list[int]:
         if self.ring is None:
-            return [self.chance.randint(0, len(self.sizes) - 1) for _ in range(3)]
+            return [self._any() for _ in range(3)]
         partners: list[int] = self.chance.choices(self.ring.images, k=3)
         for partner in partners:
             self.ring.load(partner)

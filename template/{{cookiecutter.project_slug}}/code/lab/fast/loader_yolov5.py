@@ -40,7 +40,10 @@ def install(speed: Mapping[str, Any]) -> None:
 
     stores = {split: opened(place) for split, place in speed["stores"].items() if place is not None}
     utils.dataloaders.LoadImagesAndLabels = data_set(
-        utils.dataloaders.LoadImagesAndLabels, stores, speed.get("partners", "all") == "ring"
+        utils.dataloaders.LoadImagesAndLabels,
+        stores,
+        speed.get("partners", "all") == "ring",
+        speed["data"] == "device",
     )
 
 
@@ -60,10 +63,11 @@ class Batch(list[Any]):
     targets: Any  # float32 tensor (n, 6)
 
 
-def data_set(upstream: Any, stores: Mapping[str, Store], ring: bool) -> Any:
+def data_set(upstream: Any, stores: Mapping[str, Store], ring: bool, on_device: bool = False) -> Any:
     """A subclass of YOLOv5's LoadImagesAndLabels that takes images from `stores` ("train", "val") where they have them.
 
-    Without a store for its purpose and its image size it is YOLOv5's own.
+    Without a store for its purpose and its image size it is YOLOv5's own. `on_device`: the device loader paints what
+    whole batches are trained on, and says itself what the store lacks.
     """
 
     class StoredImagesAndLabels(upstream):  # type: ignore[misc]
@@ -86,15 +90,13 @@ def data_set(upstream: Any, stores: Mapping[str, Store], ring: bool) -> Any:
             self.ring: deque[int] | None = None
             if ring:
                 self.ring = deque(maxlen=max(1, min(self.n, RING_BATCHES * batch_size, RING)))
+            why = inexpressible(self) if augment else None
+            self.whole_batches = augment and why is None
             lacking = int((self.rows < 0).sum())
-            if lacking:
+            if lacking and not (on_device and self.whole_batches):
                 _say(f"{lacking} of {len(self.rows)} images are not in the store: read from their files each time")
-            if not augment:
-                return
-            why = inexpressible(self)
             if why is not None:
                 _say(f"YOLOv5 paints the training pictures itself, one by one, because {why}")
-            self.whole_batches = why is None
             if self.whole_batches:
                 self.gathered = gathered(self.labels, self.segments)
                 self.painter = Painter()

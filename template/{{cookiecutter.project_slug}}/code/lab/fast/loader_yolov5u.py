@@ -58,8 +58,8 @@ def _on_device(own: Callable[..., Any], budget: int) -> Callable[..., Any]:
         loader = own(self, path, batch_size=batch_size, rank=rank, mode=mode)
         if mode != "train" or loader.dataset.drawing is None:
             return loader
-        if (loader.dataset.rows < 0).any():
-            _say("some training images are not in the store, so pictures are painted on the processor")
+        if (loader.dataset.rows < 0).all():
+            _say("the training images are not in the store, so pictures are painted on the processor")
             return loader
         from lab.fast.device_yolov5u import TrainLoader  # noqa: PLC0415  of this path alone
 

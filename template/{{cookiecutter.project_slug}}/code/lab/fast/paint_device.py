@@ -28,10 +28,8 @@ import numpy as np
 import torch
 
 from lab.fast.draws import GREY
+from lab.fast.plan import UNFUSED, UNFUSED_PIXEL
 from lab.fast.sheet import Shape
-
-CHUNK = 512 * 2**20  # bytes that painting unfused may take beside its result
-PIXEL_BYTES = 160  # that one pixel takes then, at most: 119 were measured for one layer, 131 for two
 
 
 def paint(
@@ -198,7 +196,7 @@ class Painter:
     """Paints batches of one shape on one device: a call enqueues the work on the current stream and does not wait.
 
     `compiled`: None where the device and what is installed allow it. When compiling fails, `say` gets one sentence, and
-    painting goes on unfused, as many pictures at a time as fit into `CHUNK` bytes.
+    painting goes on unfused, as many pictures at a time as fit into UNFUSED bytes.
     """
 
     def __init__(
@@ -259,7 +257,7 @@ class Painter:
         painted = torch.empty(
             (count, 3, self.shape.side, self.shape.side), dtype=torch.uint8, device=self.device, memory_format=memory
         )
-        step = max(1, CHUNK // (self.shape.side**2 * PIXEL_BYTES))
+        step = max(1, UNFUSED // (self.shape.side**2 * UNFUSED_PIXEL))
         for first in range(0, count, step):
             some = {name: array[first : first + step] for name, array in numbers.items()}
             painted[first : first + step] = self._paint(paint, pixels, some)

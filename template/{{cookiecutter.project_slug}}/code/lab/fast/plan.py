@@ -13,7 +13,11 @@ PLAIN, STORE, DEVICE = "plain", "store", "device"
 ALL, RING = "all", "ring"  # whence a mosaic takes its other pictures: all images, or the few that were read last
 GIB = 1 << 30
 MARGIN = GIB  # bytes of disk that stay free beside a store
-PAINT = GIB  # bytes of a GPU that painting a batch may take
+# bytes of a GPU that painting without a compiler may take beside its result, some pictures at a time
+UNFUSED = 512 << 20
+UNFUSED_PIXEL = 160  # that one pixel takes then, at most: 119 were measured for one layer, 131 for two
+PAINTED = 3  # batches on the GPU at once: what the step works on, what it has just left, the one ahead
+CANVAS = 4  # times a picture's pixels: what a batch that is copied there may show of its mosaics
 RESIDENT = 0.8  # of what the training leaves of a GPU, for images that live there
 NO_SHAPES = {"compile": "every size would be compiled anew", "cudnn_benchmark": "every size would be timed anew"}
 
@@ -32,6 +36,7 @@ class Facts:
     cache_free: int = 0
     memory_free: int | None = None
     gpu_left: int | None = None  # of the GPU with the least, after the training's own need; None when unknown
+    painting: int = 0  # of a GPU, that painting takes; 0 where `gpu_left` is free of that already
     bf16: bool = True  # the GPUs compute in bfloat16
     compiler: bool = True  # a C compiler is here
     polygons: bool = False  # labels are outlines
@@ -57,6 +62,8 @@ class Speed:
     stores: dict[str, str | None] = field(default_factory=dict)  # directory by split, once they are open
     partners: str = ALL
     resident_bytes: int = 0  # of images that live in each GPU's memory
+    resident_room: int = 0  # what each GPU has for images
+    image_bytes: int = 0  # of the training images, decoded; an estimate until their store is open
     switches: tuple[str, ...] = ()
     val_period: int = 1
     steps: int = 0  # of the whole run; 0 when not known
@@ -79,19 +86,41 @@ def decide(facts: Facts, wish: Wish) -> Speed:
         return Speed(val_period=period, reasons=("an evolution trains the engine's own way",))
     chosen, why = _switches(facts, wish)
     data, reason = _data(facts, wish)
-    room = facts.gpu_left or 0
-    resident = facts.store_bytes if data == DEVICE and facts.store_bytes <= RESIDENT * (room - PAINT) else 0
-    reasons = [reason, *why]
-    if data == DEVICE and not resident and facts.gpu_left is not None:
-        reasons.append(f"{_gib(facts.store_bytes)} of images do not fit into the {_gib(room)} that a GPU has left")
-    return Speed(
+    speed = Speed(
         data=data,
         partners=_partners(facts, data),
-        resident_bytes=resident,
+        resident_room=int(RESIDENT * max(0, (facts.gpu_left or 0) - facts.painting)) if data == DEVICE else 0,
         switches=chosen,
         val_period=period,
-        reasons=tuple(reasons),
+        reasons=(reason, *why),
     )
+    return with_images(speed, facts.store_bytes)
+
+
+def with_images(speed: Speed, size: int) -> Speed:
+    """`speed` for images that take `size` bytes: they live in the GPU's memory where there is room for all of them."""
+    resident = size if speed.data == DEVICE and size <= speed.resident_room else 0
+    return replace(speed, resident_bytes=resident, image_bytes=size)
+
+
+def painting_bytes(pictures: int, side: int, mixup: bool = False, resident: bool = False) -> int:
+    """Bytes of a GPU that painting so many pictures at once takes, beside the step and images that live there."""
+    picture = 3 * side**2
+    copied = 0 if resident else CANVAS * picture * (2 if mixup else 1)
+    return max(UNFUSED, UNFUSED_PIXEL * side**2) + pictures * (PAINTED * picture + copied)
+
+
+def pinned_slots(size: int, wanted: int, room: int | None) -> int:
+    """How many buffers of `size` bytes may be locked in main memory: `wanted`, or as many as `room` bytes hold, or 0.
+
+    torch takes a power of two for each. None: nothing is known of the room.
+    """
+    return wanted if room is None else min(wanted, room // taken(size))
+
+
+def taken(size: int) -> int:
+    """Bytes of the host that torch takes for `size` bytes of pinned memory: it rounds up to a power of two."""
+    return 1 << max(0, size - 1).bit_length()
 
 
 def require_consistent(wish: Wish) -> None:
@@ -113,7 +142,7 @@ def fitting(speed: Speed, engine: str, device: str) -> Speed:
     """`speed` without what this kind of device cannot do; for a run that goes on somewhere else."""
     kept = tuple(name for name in speed.switches if switches.works(switches.named(name), engine, device))
     if speed.data == DEVICE and device != CUDA:
-        return replace(speed, data=STORE, resident_bytes=0, switches=kept)
+        return replace(speed, data=STORE, resident_bytes=0, resident_room=0, switches=kept)
     return replace(speed, switches=kept)
 
 
@@ -215,7 +244,7 @@ def _data(facts: Facts, wish: Wish) -> tuple[str, str]:
         if asked:
             raise LabError(f"--with {asked}: {obstacle}")
         return PLAIN, f"images are read the engine's own way: {obstacle}"
-    if wanted == DEVICE and asked is None and facts.gpu_left is not None and facts.gpu_left < PAINT:
+    if wanted == DEVICE and asked is None and facts.gpu_left is not None and facts.gpu_left < facts.painting:
         return STORE, f"the GPU has {_gib(max(0, facts.gpu_left))} left, too little to paint pictures on it"
     why = {DEVICE: "images are decoded once and painted on the GPU", STORE: "images are decoded once"}
     return wanted, why[wanted]
@@ -248,6 +277,10 @@ def sentence(speed: Speed) -> str:
     }[speed.data]
     if speed.resident_bytes:
         first += f", where {_gib(speed.resident_bytes)} of them live"
+    elif speed.data == DEVICE:
+        first += " from batches that are copied there"
+        if speed.resident_room:
+            first += f": all {_gib(speed.image_bytes)} do not fit into the {_gib(speed.resident_room)} left for them"
     on = ", ".join(speed.switches)
     words = f"{first}; " + (f"on: {on}" if on else "the step is the engine's own")
     if speed.val_period > 1:

@@ -380,7 +380,7 @@ def _place(entry: Any, by_digest: dict[bytes, Any]) -> None:
     if first is None:
         by_digest[_digest(entry)] = entry.copy()
         return
-    for name in ("offset", "height", "width", "full_height", "full_width", "crc"):
+    for name in ("offset", "height", "width", "full_height", "full_width", "sum"):
         entry[name] = first[name]
     entry["state"] = STORED
 

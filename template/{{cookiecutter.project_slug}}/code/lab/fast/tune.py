@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lab.errors import FAILED, LabError
-from lab.fast.plan import DEVICE, MARGIN, PAINT, PLAIN, STORE
+from lab.fast.plan import DEVICE, MARGIN, PLAIN, STORE, painting_bytes
 from lab.plan import NOMINAL
 
 CACHED = "cached"  # the engine's own loader with --cache ram
@@ -181,7 +181,7 @@ def candidates(host: Host, costs: Costs) -> tuple[list[Candidate], dict[str, str
         for path in PATHS:
             if path in left_out:
                 continue
-            if path == DEVICE and host.gpu_bytes - need < PAINT:
+            if path == DEVICE and host.gpu_bytes - need < painting_bytes(batch, host.imgsz):
                 left_out[path] = f"the GPU has {_gib(max(0, host.gpu_bytes - need))} left, too little to paint on it"
                 continue
             found += [Candidate(path, workers, batch, switches) for workers in _workers(path, host, batch)]

@@ -83,7 +83,7 @@ class Turns:
         import torch  # noqa: PLC0415
 
         clock = Clock(torch, self.device())
-        self.line.tell(ready=True, **facts(torch, clock.device))
+        self._answer(clock, ready=True, **facts(torch, clock.device))
         source = self._batches(clock)
         while True:
             order = self.line.hear()
@@ -96,7 +96,11 @@ class Turns:
             for batch in batches:
                 if self.data != ALONE:
                     yield batch
-            clock.release()
+
+    def _answer(self, clock: Clock, **answer: Any) -> None:
+        """Give memory back, then answer: whoever gets the answer stops this process at once and lets another run."""
+        clock.release()
+        self.line.tell(**answer)
 
     def _turn(self, order: dict[str, Any], source: Iterator[Any], clock: Clock) -> Iterator[Any]:
         """At least one batch, and as many as `seconds` take; their number, images and times are the answer."""
@@ -116,10 +120,10 @@ class Turns:
             if time.monotonic() >= until or batches >= order.get("batches", sys.maxsize):
                 break
         clock.wait()
-        seconds = time.perf_counter() - begun
-        self.line.tell(
-            images=images, batches=batches, seconds=seconds, waited=waited,
-            processor_seconds=time.process_time() - worked, device_bytes=clock.peak(),
+        seconds, worked = time.perf_counter() - begun, time.process_time() - worked
+        self._answer(
+            clock, images=images, batches=batches, seconds=seconds, waited=waited, processor_seconds=worked,
+            device_bytes=clock.peak(),
         )  # fmt: skip
 
     def _epoch(self, clock: Clock) -> Iterator[Any]:
@@ -132,16 +136,15 @@ class Turns:
             yield batch
         clock.wait()
         seconds = time.perf_counter() - begun
-        self.line.tell(
-            images=images, batches=batches, seconds=seconds, device_bytes=clock.peak(), private_bytes=private_bytes()
-        )
+        said = {"images": images, "batches": batches, "seconds": seconds}
+        self._answer(clock, **said, device_bytes=clock.peak(), private_bytes=private_bytes())
 
     def _profiled(self, order: dict[str, Any], source: Iterator[Any], clock: Clock, torch: Any) -> Iterator[Any]:
         """`batches` batches under the profiler: for how long a kernel ran, and for how long none did."""
         for _ in range(SKIPPED):
             yield next(source)
         if clock.device.type != "cuda":
-            self.line.tell(idle_share=None)
+            self._answer(clock, idle_share=None)
             return
         profile = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA])
         clock.wait()
@@ -156,7 +159,7 @@ class Turns:
         profile.export_chrome_trace(str(trace))
         busy = busy_seconds(kernels(json.loads(trace.read_text(encoding="utf-8"))))
         trace.unlink()
-        self.line.tell(idle_share=max(0.0, 1 - busy / wall), wall_seconds=wall, kernel_seconds=busy)
+        self._answer(clock, idle_share=max(0.0, 1 - busy / wall), wall_seconds=wall, kernel_seconds=busy)
 
     def _batches(self, clock: Clock) -> Iterator[Any]:
         if self.data != FIXED:
