@@ -230,7 +230,7 @@ def test_the_launch_reaches_the_engine_on_both_hosts(hosts: Hosts) -> None:
 
 
 SMALL = (
-    *("--engine", "yolov5", "--weights", "", "--cfg", "yolov5n.yaml", "--data", "data/cluster/data.yaml"),
+    *("--engine", "yolov5", "--weights=", "--cfg", "yolov5n.yaml", "--data", "data/cluster/data.yaml"),
     *("--img", "64", "--batch", "8", "--workers", "0", "--noplots", "--noval", "--epochs", "50", "--device", "cpu"),
 )
 
@@ -436,19 +436,6 @@ def submitted(opened: Opened, slurm: dict[str, str], *words: str) -> subprocess.
     )
 
 
-def test_the_sbatch_file_on_two_nodes(with_yolov5: Opened, slurm: dict[str, str]) -> None:
-    options = ("--engine", "yolov5", "--data", "data/cluster/data.yaml", "--weights=", "--cfg", "yolov5n.yaml")
-    words = ("--wait", "cluster/slurm.sbatch", *options, "--img", "64", "--epochs", "1", "--name", "slurm")
-    done = submitted(with_yolov5, slurm, *words)
-    log = "".join(file.read_text(errors="replace") for file in (with_yolov5.folder / "runs").glob("slurm-*.log"))
-    print(done.stdout, done.stderr, log)
-    assert "node 0 (gpu-a) - node 1 (gpu-b)" in log
-    assert "4 ranks on 2 nodes may start" in log
-    assert done.returncode == 1  # the engine's own refusal: no ranks on a processor
-    assert log.count("waiting for 2 nodes") == 4
-    assert log.count("YOLOv5 trains ranks on GPUs only") == 2  # each node says it
-
-
 def test_a_requeued_job_goes_on(with_yolov5: Opened, slurm: dict[str, str]) -> None:
     """Its first attempt was killed after an epoch; requeued, it has the same number, and so finds its run."""
     folder = with_yolov5.folder
@@ -474,3 +461,16 @@ def test_a_requeued_job_goes_on(with_yolov5: Opened, slurm: dict[str, str]) -> N
     assert f"going on with runs/train/queue after {done[1]} of 50 epochs, as node 0 says" in said
     assert said.count("YOLOv5 trains ranks on GPUs only") == 2
     assert not (folder / "runs/train/queue2").exists()
+
+
+def test_the_sbatch_file_on_two_nodes(with_yolov5: Opened, slurm: dict[str, str]) -> None:
+    options = ("--engine", "yolov5", "--data", "data/cluster/data.yaml", "--weights=", "--cfg", "yolov5n.yaml")
+    words = ("--wait", "cluster/slurm.sbatch", *options, "--img", "64", "--epochs", "1", "--name", "slurm")
+    done = submitted(with_yolov5, slurm, *words)
+    log = "".join(file.read_text(errors="replace") for file in (with_yolov5.folder / "runs").glob("slurm-*.log"))
+    print(done.stdout, done.stderr, log)
+    assert "node 0 (gpu-a) - node 1 (gpu-b)" in log
+    assert "4 ranks on 2 nodes may start" in log
+    assert done.returncode == 1  # the engine's own refusal: no ranks on a processor
+    assert log.count("waiting for 2 nodes") == 4
+    assert log.count("YOLOv5 trains ranks on GPUs only") == 2  # each node says it

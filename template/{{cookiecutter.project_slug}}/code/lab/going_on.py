@@ -12,6 +12,7 @@ from lab import devices, limits, rendezvous, resume, training, weights
 from lab.engines import Call, Prepared, gpus_of
 from lab.errors import LabError
 from lab.following import met, word_for
+from lab.gpu_list import listed, those
 from lab.job import Job, kept, say
 from lab.launch import run
 from lab.options import TASKS, Request
@@ -163,6 +164,12 @@ def _require_place(job: Job, directory: Path, asked: Asked) -> None:
     device = str(asked.options.get("device", ""))
     if devices.named(device) and not devices.gpu_nodes():
         raise LabError(devices.no_gpu(device))
+    gone = [name for name in device.split(",") if devices.named(name) and listed() and not those(name, listed())]
+    if gone:  # another machine, or this one with other GPUs
+        raise LabError(
+            f"{job.project.show(directory)} ran on GPU {' and '.join(gone)}, which is not here: name the GPUs "
+            "that are, such as --device 0"
+        )
 
 
 def _close(job: Job, prepared: Prepared, log: IO[str] | None) -> None:

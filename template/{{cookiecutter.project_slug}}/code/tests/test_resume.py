@@ -16,7 +16,22 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lab import batch, child, cli, dataset, following, going_on, limits, plan, record, report_run, resume, training
+from lab import (
+    batch,
+    child,
+    cli,
+    dataset,
+    devices,
+    following,
+    going_on,
+    limits,
+    plan,
+    record,
+    report_run,
+    resume,
+    training,
+)
+from lab.doctor_facts import Gpu
 from lab.engines import Call
 from lab.errors import FAILED, OUT_OF_MEMORY, LabError
 from lab.launch import Interrupted
@@ -390,6 +405,22 @@ def test_a_run_on_gpus_goes_on_with_a_process_for_each(
     assert cli.main(["train", "--resume", "--batch", "9"]) == 2
     assert cli.main(["train", "--resume"]) == 0
     assert [call.processes for call in children.calls] == [2]
+
+
+@pytest.mark.parametrize("device", ["GPU-aaaa", "0,3"])
+def test_gpus_of_another_machine_are_named(
+    ready: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], device: str
+) -> None:
+    write_checkpoint(run_of(ready, device=device) / "weights" / LAST, 2)
+    monkeypatch.setattr(devices, "gpu_nodes", lambda: ["/dev/nvidia0"])
+    monkeypatch.setattr(going_on, "listed", lambda: (Gpu(0, "H100", "570", uuid="GPU-bbbb"),))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    children = start(monkeypatch)
+    assert cli.main(["train", "--resume"]) == 2
+    gone = device.rpartition(",")[2]
+    assert f"runs/train/exp ran on GPU {gone}, which is not here" in capsys.readouterr().err
+    assert cli.main(["train", "--resume", "--device", "0"]) == 0
+    assert children.calls[0].payload["gpus"] == "0"
 
 
 def test_data_that_is_gone_is_said(ready: Project, shapes: Path, capsys: pytest.CaptureFixture[str]) -> None:
