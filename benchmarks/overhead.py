@@ -1,14 +1,15 @@
-"""What does `lab train --plain` cost against running YOLOv5's own train.py by hand? Epochs in turn, in one run.
+"""What does `lab train --plain` cost against running YOLOv5's own train.py by hand? Both in turn, in one run.
 
     docker run --rm -v PROJECT:/workspace -v "$PWD/benchmarks":/benchmarks -w /workspace IMAGE \\
         python /benchmarks/overhead.py --result /benchmarks/results/overhead.json
 
 Inside the container, in a project with YOLOv5's source (`lab fetch`). The same model, pictures, options, seed and
-environment for both, one thread each. Both trainings live at the same time and take turns of one epoch, validation and
-checkpoint included: while one computes, all processes of the other are stopped, so a pair of epochs lies seconds apart.
-Compared are processor seconds, of all processes, which others on the machine disturb less than the clock; a pair's
-ratio, their mean and its 95 % confidence interval, from the spread over the pairs. What the `lab` process itself takes
-while the training runs is in it, and told by itself too; so are start and end of the whole command.
+environment for both, one thread each. Both trainings live at the same time and take turns of SLICE seconds: while one
+computes, all processes of the other are stopped, so whatever else the machine does falls on both alike. Compared are
+processor seconds, of all processes, from one line of results.csv to another, validation and checkpoint included. The
+overhead is the ratio over all these epochs, and its 95 % confidence interval comes from the spread over BLOCKS blocks
+of them. What the `lab` process itself takes is in it, and told by itself too: it looks at the machine by the clock, so
+beside a training that is stopped half of the time its share is up to twice what it is beside one that is not.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from statistics import mean, median, stdev
+from statistics import stdev
 from typing import Any
 
 import psutil
@@ -37,16 +38,19 @@ OPTIONS = "--weights= --cfg yolov5n.yaml --hyp {hyp} --data {data} --img {img} -
 OPTIONS += " --device cpu --epochs {epochs}"
 ARMS = ("hand", "lab")
 POLL = 0.01  # seconds between looks at results.csv
+SLICE = 0.25  # seconds of a turn
 WARM = 2  # epochs of each that do not count: memory is taken, caches fill
-CONFIDENCE = 1.96  # standard errors: 95 %, for some dozens of pairs
-DEADLINE = 120.0  # seconds that an epoch may take
+BLOCKS = 10
+CONFIDENCE = 2.262  # standard errors: 95 %, by Student's t for ten blocks
+DEADLINE = 1200.0  # seconds that all of it may take
 
 
 class Training:
     """A training in processes of its own, that is stopped whenever it is not its turn."""
 
     def __init__(self, command: list[str], cwd: Path, environment: dict[str, str], results: Path, log: Path) -> None:
-        self.results, self.log = results, log
+        self.results, self.log, self.size = results, log, 0
+        self.spent: list[dict[str, float]] = []  # after each epoch: processor seconds of all processes, of the first
         with log.open("wb") as out:
             self.process = subprocess.Popen(command, cwd=cwd, env=environment, stdout=out, stderr=subprocess.STDOUT)
         self.own = psutil.Process(self.process.pid)
@@ -61,22 +65,19 @@ class Training:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.send_signal(number)
 
-    def epoch(self) -> dict[str, float]:
-        """Let it run to the end of its next epoch. Processor seconds so far: of all its processes, and of the first."""
-        before, until = self._size(), time.monotonic() + DEADLINE
+    def turn(self) -> None:
+        """Let it run for SLICE seconds; notes what has been spent at the end of each epoch."""
+        until = time.monotonic() + SLICE
         self.signal(signal.SIGCONT)
-        while self._size() == before:
-            if self.process.poll() is not None or time.monotonic() > until:
-                raise SystemExit(f"{self.log.read_text(errors='replace')[-2000:]}\nno further epoch")
+        while time.monotonic() < until:
+            if self.process.poll() is not None:
+                raise SystemExit(f"{self.log.read_text(errors='replace')[-2000:]}\nended early")
             time.sleep(POLL)
+            size = self.results.stat().st_size if self.results.is_file() else 0
+            if size != self.size:
+                self.size = size
+                self.spent.append({"all": used(*self.everyone()), "own": used(self.own)})
         self.signal(signal.SIGSTOP)
-        return {"all": used(*self.everyone()), "own": used(self.own)}
-
-    def finish(self) -> None:
-        """Let it run to its end."""
-        self.signal(signal.SIGCONT)
-        if self.process.wait():
-            raise SystemExit(f"{self.log.read_text(errors='replace')[-2000:]}\nfailed")
 
     def end(self) -> None:
         """Whatever its state."""
@@ -84,9 +85,6 @@ class Training:
             for process in reversed(self.everyone()):
                 process.kill()
             self.process.wait()
-
-    def _size(self) -> int:
-        return self.results.stat().st_size if self.results.is_file() else 0
 
 
 def used(*processes: psutil.Process) -> float:
@@ -97,8 +95,8 @@ def used(*processes: psutil.Process) -> float:
 def main() -> None:
     """Measure, print, and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=40)
-    parser.add_argument("--images", type=int, default=200, help="a fifth of them is for validation")
+    parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--images", type=int, default=120, help="a fifth of them is for validation")
     parser.add_argument("--img", type=int, default=128)
     parser.add_argument("--result", type=Path)
     asked = parser.parse_args()
@@ -114,8 +112,8 @@ def main() -> None:
         shutil.rmtree(place, ignore_errors=True)
     demo.make(demo.Recipe(images=asked.images, size=asked.img, shapes=(1, 2), radius=(0.16, 0.26)), data)
     hyp = source / "data" / "hyps" / "hyp.scratch-low.yaml"
-    epochs = WARM + asked.pairs
-    words = OPTIONS.format(hyp=hyp, data=data / "data.yaml", img=asked.img, epochs=epochs + 1).split()
+    epochs = WARM + asked.epochs
+    words = OPTIONS.format(hyp=hyp, data=data / "data.yaml", img=asked.img, epochs=2 * epochs).split()
     with tempfile.TemporaryDirectory() as scratch:
         one_thread = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         environment = {**child_environment(open_project(), Path(scratch)), **one_thread}
@@ -136,13 +134,14 @@ def main() -> None:
                 results, log = runs / name / "results.csv", Path(scratch) / f"{name}.log"
                 trainings[name] = Training([*command, *more], cwd, variables, results, log)
                 trainings[name].signal(signal.SIGSTOP)
-            spent: dict[str, list[dict[str, float]]] = {name: [] for name in ARMS}
-            for number in range(epochs):
-                for name in ARMS if number % 2 else reversed(ARMS):
-                    spent[name].append(trainings[name].epoch())
-                print(f"epoch {number + 1} of {epochs}", file=sys.stderr, flush=True)
-            for training in trainings.values():
-                training.finish()
+            until = time.monotonic() + DEADLINE
+            while min(len(training.spent) for training in trainings.values()) < epochs and time.monotonic() < until:
+                for training in trainings.values():
+                    training.turn()
+            done = min(epochs, *(len(training.spent) for training in trainings.values()))
+            if done < WARM + BLOCKS:
+                raise SystemExit(f"no more than {done} epochs in {DEADLINE:.0f} s")
+            spent = {name: training.spent[:done] for name, training in trainings.items()}
         finally:
             for training in trainings.values():
                 training.end()
@@ -161,8 +160,11 @@ def result(spent: dict[str, list[dict[str, float]]], asked: argparse.Namespace) 
         return [later - earlier for earlier, later in itertools.pairwise(at)]
 
     hand, ours, own = epochs("hand", "all"), epochs("lab", "all"), epochs("lab", "own")
-    ratios = [mine / its - 1 for mine, its in zip(ours, hand, strict=True)]
-    error = CONFIDENCE * stdev(ratios) / math.sqrt(len(ratios))
+    size = len(hand) // BLOCKS
+    blocks = [
+        sum(ours[first : first + size]) / sum(hand[first : first + size]) - 1 for first in range(0, size * BLOCKS, size)
+    ]
+    overhead, error = sum(ours) / sum(hand) - 1, CONFIDENCE * stdev(blocks) / math.sqrt(BLOCKS)
     first = {name: spent[name][0]["all"] for name in ARMS}
     return {
         "what": "lab train --plain against YOLOv5's train.py by hand",
@@ -173,8 +175,8 @@ def result(spent: dict[str, list[dict[str, float]]], asked: argparse.Namespace) 
         "options": {key: value for key, value in vars(asked).items() if key != "result"},
         "overhead": {
             "of an epoch's processor seconds": {
-                "mean": round(mean(ratios), 4), "from": round(mean(ratios) - error, 4),
-                "to": round(mean(ratios) + error, 4), "median": round(median(ratios), 4), "pairs": len(ratios),
+                "all": round(overhead, 4), "from": round(overhead - error, 4), "to": round(overhead + error, 4),
+                "blocks": [round(one, 4) for one in blocks],
             },
             "of an epoch's processor seconds, the lab process itself": round(sum(own) / sum(ours), 4),
             "processor seconds up to the end of the first epoch": {name: round(one, 2) for name, one in first.items()},

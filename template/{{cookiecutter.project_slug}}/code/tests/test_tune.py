@@ -1,6 +1,7 @@
 """`lab tune` on described hosts: what it prescribes, what it leaves out, what it says."""
 
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from lab import cli
 from lab.errors import LabError
 from lab.fast import bench_words, tune, tune_facts, tuner
+from lab.fast.arms import Arm, Measured, Turn
 from lab.fast.bench import Wish
 from lab.fast.plan import DEVICE, PLAIN, STORE
 from lab.fast.tune import CACHED, Candidate, Costs, Host
@@ -47,6 +49,18 @@ def test_a_server_is_fed_to_its_networks_speed() -> None:
     assert found.chosen.rate >= 0.97 * 1500
     assert found.chosen.candidate.switches == FAST
     assert "the GPU is the limit" in found.sentence
+
+
+def test_a_machine_that_slows_down_is_no_cost_of_an_arm() -> None:
+    def arm(name: str, *rates: float) -> Measured:
+        turns = [Turn(images=100, batches=10, seconds=100 / rate, waited=0.0, processor=1.0) for rate in rates]
+        return Measured(Arm(name, "", Path(), {}, "fixed"), {"device": "cpu"}, turns)
+
+    slow_for_a_while = [arm("plain", 10, 2, 2, 10), arm("own", 20, 4, 20, 20)]
+    slow_in_all = [arm("plain", 1, 1), arm("larger", 3, 3)]
+    names = {"a": "plain", "b": "own", "c": "larger", "d": "never measured"}
+    costs = tune_facts.network_costs(names, [slow_for_a_while, slow_in_all])
+    assert {key: costs["a"] / cost for key, cost in costs.items()} == pytest.approx({"a": 1, "b": 2, "c": 3})
 
 
 def test_the_simplest_of_those_that_feed_it_is_taken() -> None:

@@ -7,7 +7,7 @@ import random
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -139,7 +139,8 @@ def costs(scene: Scene, known: Host, until: float, show: arms.Show) -> Costs:
     for path, name in NAMES.items():
         if name in loaders:
             wanted[path] = loaders[name]
-    measured = [one for group in bench.taken(scene, list(wanted.values()), until, show) for one in group]
+    groups = bench.taken(scene, list(wanted.values()), until, show)
+    measured = [one for group in groups for one in group]
     own = (wanted[wish.batch, ()].name, wanted[plan.PLAIN].name)
     arms.require([one for one in measured if one.arm.name in own and not _elsewhere(one, measured)])
     found = {one.arm.name: bench.figures(one) for one in measured if bench.measured(one)}
@@ -147,12 +148,28 @@ def costs(scene: Scene, known: Host, until: float, show: arms.Show) -> Costs:
     device = by_key.get(plan.DEVICE)
     return Costs(
         loading={key: 1 / one.per_core for key, one in by_key.items() if isinstance(key, str) and one.per_core},
-        network={key: 1 / one.rate for key, one in by_key.items() if isinstance(key, tuple)},
+        network=network_costs({key: one.name for key, one in wanted.items() if isinstance(key, tuple)}, groups),
         painting=1 / device.rate if device else 0.0,
         failed={one.arm.name: one.failure for one in measured if one.failure and one.arm.name not in found},
         decode=decode_seconds(scene.pictures),
         memory={batch: _gpu_bytes(wish, batch) for batch in _batches(known, wish)} if known.gpus else {},
     )
+
+
+def network_costs(names: dict[Any, str], groups: Sequence[Sequence[arms.Measured]]) -> dict[Any, float]:
+    """Seconds an image of the arms `names`, by key; only of those that were measured.
+
+    The first one's own, and the others' by their ratio to it within the rounds: what slows the machine down for a
+    while, or in one group, must not look like the cost of an arm.
+    """
+    first = next(iter(names.values()))
+    rates = {one.arm.name: bench.figures(one).rate for group in groups for one in group if bench.measured(one)}
+    ratios = bench.ratios([bench.whole_rounds(group) for group in groups])
+    return {
+        key: 1 / (rates[first] * ratios[f"{name}/{first}"] if f"{name}/{first}" in ratios else rates[name])
+        for key, name in names.items()
+        if name in rates
+    }
 
 
 def _elsewhere(one: arms.Measured, measured: list[arms.Measured]) -> bool:
