@@ -64,7 +64,23 @@ def test_the_job_leaves_its_artifacts(ran: Path, opened: Opened) -> None:
     assert json.loads(files["pipeline.json"].read_text())["status"] == "passed"
 
 
-def test_the_gpu_jobs_own_steps_run_on_this_machine_too(ran: Path, opened: Opened) -> None:
+@pytest.fixture(scope="module")
+def runner(opened: Opened) -> dict[str, str]:
+    """Variables that give a runner's empty runs/, whatever was trained here before, and keep runs/ as it is."""
+    apart = opened.folder / "data" / "runs-of-a-runner"
+    assert opened.user.run("mkdir", "--parents", apart).returncode == 0
+    return {"RUNS_DIR": str(apart)}
+
+
+def test_what_ci_does_beside_it_runs_here_too(ran: Path, opened: Opened, runner: dict[str, str]) -> None:
+    own = [one for one in steps(opened.folder, "smoke", "ci.yml") if one not in steps(opened.folder, "smoke")]
+    assert own == [f"{IN_CONTAINER}lab smoke", f"{IN_CONTAINER}pytest -rs tests"]
+    for command in own:
+        done = opened.user.run("sh", "-c", command, cwd=opened.folder, env=runner)
+        assert done.returncode == 0, command + done.stdout[-3000:] + done.stderr[-3000:]
+
+
+def test_the_gpu_jobs_own_steps_run_on_this_machine_too(ran: Path, opened: Opened, runner: dict[str, str]) -> None:
     """Those that the other job does not have: the training is one epoch of small pictures, with a bar that all pass."""
     folder, commit = opened.folder, "0123456789abcdef" * 2 + "01234567"
     own = [command for command in steps(folder, "train") if command not in steps(folder, "smoke")]
@@ -75,21 +91,14 @@ def test_the_gpu_jobs_own_steps_run_on_this_machine_too(ran: Path, opened: Opene
     ]
     engine = "yolov5" if (folder / "code/yolov5").is_dir() else "yolov5u"
     options = f"--engine {engine} --epochs 1 --img 64 --batch 32 --map50 0 --map 0"
+    given = {**runner, "GITHUB_SHA": commit, "OPTIONS": options}
     for command in own:
-        done = opened.user.run("sh", "-c", command, cwd=folder, env={"GITHUB_SHA": commit, "OPTIONS": options})
+        done = opened.user.run("sh", "-c", command, cwd=folder, env=given)
         assert done.returncode == 0, command + done.stdout[-3000:] + done.stderr[-3000:]
-    place = folder / kept(folder, "train").replace("${{ github.sha }}", commit)
+    place = Path(runner["RUNS_DIR"]) / kept(folder, "train").removeprefix("runs/").replace("${{ github.sha }}", commit)
     left = {path.name for path in place.iterdir()}
     assert {"best.pt", "best.onnx", "README.md", "report.html", "metrics.json", "data-check.html", "run.json"} <= left
     assert json.loads((place / "pipeline.json").read_text())["options"]["epochs"] == 1
-
-
-def test_what_ci_does_beside_it_runs_here_too(ran: Path, opened: Opened) -> None:
-    own = [one for one in steps(opened.folder, "smoke", "ci.yml") if one not in steps(opened.folder, "smoke")]
-    assert own == [f"{IN_CONTAINER}lab smoke", f"{IN_CONTAINER}pytest -rs tests"]
-    for command in own:
-        done = opened.user.run("sh", "-c", command, cwd=opened.folder)
-        assert done.returncode == 0, command + done.stdout[-3000:] + done.stderr[-3000:]
 
 
 def test_the_card_has_the_numbers_of_results_csv(ran: Path) -> None:
