@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from lab import devices
 from lab.errors import FAILED, LabError
 from lab.onnx_detect import Array, layout
 
@@ -61,7 +62,9 @@ def open_network(file: Path, device: str = "", size: int | None = None, threads:
     offered = CUDA in onnxruntime.get_available_providers()
     if device == "cpu":
         return _open(onnxruntime, file, CPU, 0, size, threads), "on the processor, as --device says"
-    if offered:
+    if offered and not devices.gpu_nodes():  # onnxruntime would say so in ten lines of libraries
+        why = "this container has no GPU"
+    elif offered:
         with contextlib.suppress(Exception):  # CUDA's libraries, from torch's wheels
             onnxruntime.preload_dlls()
         try:

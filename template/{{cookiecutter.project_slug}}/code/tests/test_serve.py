@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -29,7 +30,8 @@ import pytest
 from made_pictures import huge_png
 from test_container import lab
 
-from lab import cli, demo, serve, serve_connection, serve_queue, upstream
+from lab import cli, demo, devices, onnx_model, serve, serve_connection, serve_queue, upstream
+from lab.errors import LabError
 from lab.onnx_detect import candidates, decode, distinct, fit, iou, letterbox, suppress
 from lab.onnx_model import Network
 from lab.project import CODE, ENGINES, Project
@@ -750,6 +752,19 @@ def test_serve_runs_both_layouts_and_batches(project: Project, anchors: bool, fi
         answer = one.predict(*form(*files), Authorization=f"Bearer {TOKEN}")
         assert [found["boxes"][0]["xyxy"][0] for found in answer.said["images"]] == [0, 32, 64, 96]
         assert one.predict(*form(*files)).status == 401
+
+
+def test_without_a_gpu_cuda_is_not_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With ONNXRUNTIME=gpu on a host without a GPU: one reason, not onnxruntime's lines about each library."""
+    monkeypatch.setattr(devices, "DEV", tmp_path)
+    wheel = SimpleNamespace(get_available_providers=lambda: [onnx_model.CUDA, onnx_model.CPU])
+    monkeypatch.setitem(sys.modules, "onnxruntime", wheel)
+    opened: list[str] = []
+    monkeypatch.setattr(onnx_model, "_open", lambda *given: opened.append(given[2]))
+    assert onnx_model.open_network(Path("best.onnx"))[1] == "on the processor: this container has no GPU"
+    assert opened == [onnx_model.CPU]
+    with pytest.raises(LabError, match=r"--device 0: this container has no GPU; .* --device cpu does without"):
+        onnx_model.open_network(Path("best.onnx"), "0")
 
 
 @pytest.mark.container
