@@ -467,7 +467,8 @@ def test_the_sbatch_file_on_two_nodes(with_yolov5: Opened, slurm: dict[str, str]
     options = ("--engine", "yolov5", "--data", "data/cluster/data.yaml", "--weights=", "--cfg", "yolov5n.yaml")
     words = ("--wait", "cluster/slurm.sbatch", *options, "--img", "64", "--epochs", "1", "--name", "slurm")
     done = submitted(with_yolov5, slurm, *words)
-    log = "".join(file.read_text(errors="replace") for file in (with_yolov5.folder / "runs").glob("slurm-*.log"))
+    number = done.stdout.split()[-1]  # Submitted batch job 1
+    log = (with_yolov5.folder / f"runs/slurm-{number}.log").read_text(errors="replace")
     print(done.stdout, done.stderr, log)
     assert "node 0 (gpu-a) - node 1 (gpu-b)" in log
     assert "4 ranks on 2 nodes may start" in log

@@ -18,8 +18,9 @@ from lab.project import Project
 
 
 def say(sentence: str) -> None:
-    """A remark on stderr."""
-    print(f"lab: {sentence}", file=sys.stderr, flush=True)
+    """A remark on stderr, whole: other machines of a job may write into the same log."""
+    sys.stderr.write(f"lab: {sentence}\n")
+    sys.stderr.flush()
 
 
 @dataclass(frozen=True)

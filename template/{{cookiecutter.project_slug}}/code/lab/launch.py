@@ -19,6 +19,7 @@ from lab import causes, muster, preflight_facts, rendezvous
 from lab.engines import Call
 from lab.environment import child_environment
 from lab.errors import FAILED, INTERRUPTED, LabError
+from lab.job import say
 from lab.project import CODE, Project
 from lab.telemetry import sampling
 
@@ -40,7 +41,7 @@ def met(meeting: rendezvous.Meeting, facts: dict[str, Any]) -> Iterator[muster.L
 
     Raises LabError that names who did not come, or what ended another node.
     """
-    print(f"lab: waiting for {meeting.nodes} nodes at {meeting.endpoint}", file=sys.stderr, flush=True)
+    say(f"waiting for {meeting.nodes} nodes at {meeting.endpoint}")
     with muster.joined(meeting, facts, ROLL_CALL) as line:
         yield line
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import statistics
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from lab import dataset, devices, launch, limits, muster, preflight_facts
 from lab.engines import Call
 from lab.errors import FAILED, INTERRUPTED, LabError
 from lab.gpu_list import listed
+from lab.job import say
 from lab.project import CODE, Project
 from lab.rendezvous import STORE_LIMIT, Meeting
 
@@ -74,7 +74,7 @@ def main(project: Project, meeting: Meeting, planned: Plan) -> int:
             dataset.open_dataset(planned.data, project)
         nodes = [muster.Node(0, muster.own_name(), facts)]
         return _judge(nodes, _measure(project, meeting, planned, None), planned, True)
-    _say(f"waiting for {meeting.nodes} nodes at {meeting.endpoint}, {planned.limit:.0f} s at most")
+    say(f"waiting for {meeting.nodes} nodes at {meeting.endpoint}, {planned.limit:.0f} s at most")
     with muster.joined(meeting, facts, planned.limit) as line:
         # a node that lacks what others have is named with the other differences
         if not named or not _on_no_node(line.nodes):
@@ -137,22 +137,22 @@ def _judge(nodes: Sequence[muster.Node], report: dict[str, Any], planned: Plan, 
         if report:
             _print_network(nodes, report)
         elif len(nodes) == 1:
-            _say("one rank has no other to meet; `lab doctor` checks its GPU")
+            say("one rank has no other to meet; `lab doctor` checks its GPU")
         else:
-            _say("the network was not measured, because ranks of different kinds cannot meet")
+            say("the network was not measured, because ranks of different kinds cannot meet")
         remarks += list(advice(nodes, report))
     if _on_no_node(nodes):
         remarks.append(f"data: {planned.data} is on no node, so it was not compared")
     for sentence in remarks:
-        _say(sentence)
+        say(sentence)
     for sentence in wrong:
-        _say(f"WRONG {sentence}")
+        say(f"WRONG {sentence}")
     ranks = len(nodes) * planned.ranks
     if wrong:
         odd = "1 thing differs" if len(wrong) == 1 else f"{len(wrong)} things differ"
-        _say(f"{odd} between the nodes; a training would fail or mislead")
+        say(f"{odd} between the nodes; a training would fail or mislead")
         return FAILED
-    _say(f"{ranks} rank{'s' if ranks > 1 else ''} on {len(nodes)} node{'s' if len(nodes) > 1 else ''} may start")
+    say(f"{ranks} rank{'s' if ranks > 1 else ''} on {len(nodes)} node{'s' if len(nodes) > 1 else ''} may start")
     return 0
 
 
@@ -276,7 +276,3 @@ def _time(seconds: float) -> str:
         if seconds >= 1e-3
         else f"{1e6 * seconds:.0f} µs"
     )
-
-
-def _say(sentence: str) -> None:
-    print(f"lab: {sentence}", file=sys.stderr, flush=True)
