@@ -466,9 +466,10 @@ def test_a_requeued_job_goes_on(with_yolov5: Opened, slurm: dict[str, str]) -> N
 def test_the_sbatch_file_on_two_nodes(with_yolov5: Opened, slurm: dict[str, str]) -> None:
     options = ("--engine", "yolov5", "--data", "data/cluster/data.yaml", "--weights=", "--cfg", "yolov5n.yaml")
     words = ("--wait", "cluster/slurm.sbatch", *options, "--img", "64", "--epochs", "1", "--name", "slurm")
+    for earlier in (with_yolov5.folder / "runs").glob("slurm-*.log"):  # each test has a Slurm that counts from 1
+        earlier.unlink()
     done = submitted(with_yolov5, slurm, *words)
-    number = done.stdout.split()[-1]  # Submitted batch job 1
-    log = (with_yolov5.folder / f"runs/slurm-{number}.log").read_text(errors="replace")
+    log = (with_yolov5.folder / f"runs/slurm-{done.stdout.split()[-1]}.log").read_text(errors="replace")
     print(done.stdout, done.stderr, log)
     assert "node 0 (gpu-a) - node 1 (gpu-b)" in log
     assert "4 ranks on 2 nodes may start" in log

@@ -90,7 +90,7 @@ class Pipeline:
     def directory(self) -> Path | None:
         """The training's directory, None before it has one."""
         try:
-            directory = Path((self.out / RUN).read_text(encoding="utf-8"))
+            directory = Path((self.out / RUN).read_text(encoding="utf-8").partition("\n")[0])
         except OSError:
             return None
         return directory if directory.is_dir() else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import os
 import shutil
 import sys
@@ -49,6 +50,7 @@ def main(task: str, arguments: Sequence[str]) -> int:
 def perform(request: Request, project: Project, log: IO[str] | None = None) -> Path | None:
     """Do what `request` says; returns the run's directory, None for an export. Output goes to `log`, if given."""
     place = rendezvous.meeting(request.given) if request.task == "train" else rendezvous.Meeting()
+    command = _command(request)
     request = request.with_options(**rendezvous.apart(project.runs)) if place.follows else _begun(request, project)
     request = _spelled_out(request, project)
     job = Job(project, _engine(request, project, place), request)
@@ -69,11 +71,11 @@ def perform(request: Request, project: Project, log: IO[str] | None = None) -> P
         if (word := following.word_of_node_0(met)) is not None:
             following.follow(met, word, log)
             return None
-        return _begin(met, place, log)
+        return _begin(met, place, command, log)
 
 
-def _begin(job: Job, place: rendezvous.Meeting, log: IO[str] | None) -> Path | None:
-    """What is not going on with something. Raises LabError."""
+def _begin(job: Job, place: rendezvous.Meeting, command: str, log: IO[str] | None) -> Path | None:
+    """What is not going on with something. `command` is what a run is remembered by. Raises LabError."""
     request, project = job.request, job.project
     wish = choose.wish(request)
     dataset = _dataset(job)
@@ -96,7 +98,7 @@ def _begin(job: Job, place: rendezvous.Meeting, log: IO[str] | None) -> Path | N
         begun = time.time()
         if request.task == "train" and dataset is not None:
             if not place.follows:
-                _remember(directory)
+                _remember(directory, command)
             seen = plan.look(job, prepared, dataset)
             prepared = choose.choose(job, prepared, dataset, seen, wish)
             _say_if_from_scratch(job, prepared)
@@ -127,20 +129,30 @@ def _begun(request: Request, project: Project) -> Request:
     if request.task != "train" or not file or "resume" in request.given or "evolve" in request.given:
         return request
     try:
-        directory = project.root / Path(file).read_text(encoding="utf-8")
+        begun, _, command = Path(file).read_text(encoding="utf-8").partition("\n")
     except OSError:
         return request
+    directory = project.root / begun
     if not (directory / REQUEST).is_file():
+        return request
+    if command != _command(request):
+        say(f"{file} tells of {project.show(directory)}, which another command began, so this is a new run")
         return request
     say(f"this was started again, so {project.show(directory)} goes on")
     again = {key: request.given[key] for key in (*rendezvous.OPTIONS, "device") if key in request.given}
     return Request("train", {"resume": str(directory), **again})
 
 
-def _remember(directory: Path | None) -> None:
+def _remember(directory: Path | None, command: str) -> None:
     if directory is not None and (file := os.environ.get(RUN_FILE)):
         Path(file).parent.mkdir(parents=True, exist_ok=True)
-        record.write(Path(file), str(directory))
+        record.write(Path(file), f"{directory}\n{command}")
+
+
+def _command(request: Request) -> str:
+    """What was asked, but for where: the machines and GPUs may be others when a job is started again."""
+    asked = {key: value for key, value in request.given.items() if key not in (*rendezvous.OPTIONS, "device")}
+    return json.dumps(asked, sort_keys=True, default=str)
 
 
 def _spelled_out(request: Request, project: Project) -> Request:

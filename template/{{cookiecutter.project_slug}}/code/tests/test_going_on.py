@@ -211,7 +211,7 @@ def test_the_same_command_goes_on_where_its_job_was_started_again(ready: Project
     first, second = nodes(places, *words, DIES="0", LAB_RUN_FILE=str(file))
     assert first.status == 9
     assert "node 0 (gpu-a)" in last_words(second)
-    assert Path(file.read_text(encoding="utf-8")) == ready.runs / "train/exp"
+    assert Path(file.read_text(encoding="utf-8").splitlines()[0]) == ready.runs / "train/exp"
     first, second = nodes(places, *words, LAB_RUN_FILE=str(file))
     assert (first.status, second.status) == (0, 0)
     assert "this was started again, so runs/train/exp goes on" in first.said
@@ -220,6 +220,11 @@ def test_the_same_command_goes_on_where_its_job_was_started_again(ready: Project
         assert ended.told is not None
         assert ended.told["stored"]["imgsz"] == 64
     assert not (ready.runs / "train/exp2").exists()
+    # numbers of jobs begin again where a cluster is set up anew: another command is another run
+    first, second = nodes(places, *words[:-1], "8", LAB_RUN_FILE=str(file))
+    assert "tells of runs/train/exp, which another command began, so this is a new run" in first.said
+    assert Path(file.read_text(encoding="utf-8").splitlines()[0]) == ready.runs / "train/exp2"
+    assert (first.status, second.status) == (0, 0)
 
 
 def test_a_new_run_begins_on_all(ready: Project, other: Path) -> None:
